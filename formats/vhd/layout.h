@@ -244,6 +244,10 @@ bool vhd_locator_code_known(uint32_t code);
 /* Bytes of a block's sector bitmap, padded to sectors: 512 for every legal block size. */
 uint32_t vhd_bitmap_bytes(uint32_t block_bytes);
 
+#define VHD_BITMAP_BYTES                                                                                     \
+	512u /* what vhd_bitmap_bytes() says for every legal block size: at most 4096 bits                   \
+	      */
+
 /* Bytes of a BAT, padded to sectors. */
 uint64_t vhd_bat_bytes(uint32_t entries);
 
