@@ -196,7 +196,8 @@ struct parents {
 	unsigned n;
 	struct image **img;
 	uint16_t *owner;
-	uint64_t n_owner; /* entries: of the largest parent's size */
+	uint64_t n_owner; /* entries: of the nearest parent's size */
+	uint64_t *visible_bytes; /* of img[i]: the least size of img[0..i]; what lies beyond reads zero, whatever img[i] and those below hold */
 };
 #define CHAIN_BLOCK_BYTES (2u << 20)
 #define CHAIN_NO_OWNER    0xffffu
