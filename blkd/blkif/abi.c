@@ -1,9 +1,10 @@
 /*
  * Decoding of blkif requests and encoding of responses, for the two x86 layouts. See abi.h.
  *
- * The decoders are written once, as a macro over the struct names: the field names are the same in both layouts, only the offsets
- * differ, and those are the compiler's business here. Source: xen/include/public/io/blkif.h (struct blkif_request,
- * blkif_request_discard, blkif_request_indirect, blkif_response) with the i386 and x86-64 psABI's alignment of uint64_t.
+ * The decoders are written once, as a macro over the struct names: the field names are the same in both
+ * layouts, only the offsets differ, and those are the compiler's business here. Source:
+ * xen/include/public/io/blkif.h (struct blkif_request, blkif_request_discard, blkif_request_indirect,
+ * blkif_response) with the i386 and x86-64 psABI's alignment of uint64_t.
  */
 #include "blkd/blkif/abi.h"
 
@@ -66,23 +67,27 @@ struct PACKED rsp_32 {
 	int16_t status;
 };
 
-_Static_assert(sizeof(struct req_64) == 112 && offsetof(struct req_64, id) == 8 && offsetof(struct req_64, sector) == 16 &&
-		   offsetof(struct req_64, segs) == 24,
+_Static_assert(sizeof(struct req_64) == 112 && offsetof(struct req_64, id) == 8 &&
+		   offsetof(struct req_64, sector) == 16 && offsetof(struct req_64, segs) == 24,
 	       "x86_64 request");
-_Static_assert(sizeof(struct discard_64) == 32 && offsetof(struct discard_64, nr_sectors) == 24, "x86_64 discard");
+_Static_assert(sizeof(struct discard_64) == 32 && offsetof(struct discard_64, nr_sectors) == 24,
+	       "x86_64 discard");
 _Static_assert(sizeof(struct indirect_64) == 64 && offsetof(struct indirect_64, id) == 8 &&
 		   offsetof(struct indirect_64, handle) == 24 && offsetof(struct indirect_64, grefs) == 28,
 	       "x86_64 indirect");
 _Static_assert(sizeof(struct rsp_64) == 16 && offsetof(struct rsp_64, status) == 10, "x86_64 response");
-_Static_assert(sizeof(struct req_32) == 108 && offsetof(struct req_32, id) == 4 && offsetof(struct req_32, sector) == 12 &&
-		   offsetof(struct req_32, segs) == 20,
+_Static_assert(sizeof(struct req_32) == 108 && offsetof(struct req_32, id) == 4 &&
+		   offsetof(struct req_32, sector) == 12 && offsetof(struct req_32, segs) == 20,
 	       "x86_32 request");
-_Static_assert(sizeof(struct discard_32) == 28 && offsetof(struct discard_32, nr_sectors) == 20, "x86_32 discard");
+_Static_assert(sizeof(struct discard_32) == 28 && offsetof(struct discard_32, nr_sectors) == 20,
+	       "x86_32 discard");
 _Static_assert(sizeof(struct indirect_32) == 64 && offsetof(struct indirect_32, id) == 4 &&
 		   offsetof(struct indirect_32, handle) == 20 && offsetof(struct indirect_32, grefs) == 24,
 	       "x86_32 indirect");
 _Static_assert(sizeof(struct rsp_32) == 12 && offsetof(struct rsp_32, status) == 10, "x86_32 response");
-_Static_assert(sizeof(struct req_64) == BLKIF_ENTRY_MAX_BYTES && sizeof(struct rsp_64) == BLKIF_RESPONSE_MAX_BYTES, "largest");
+_Static_assert(sizeof(struct req_64) == BLKIF_ENTRY_MAX_BYTES &&
+		   sizeof(struct rsp_64) == BLKIF_RESPONSE_MAX_BYTES,
+	       "largest");
 
 int blkif_abi_find(const char *protocol, enum blkif_abi *abi)
 {
@@ -120,33 +125,33 @@ unsigned blkif_ring_entries(enum blkif_abi abi, unsigned pages)
 	return n;
 }
 
-#define DECODE(bits)                                                                                                  \
-	static void decode_##bits(const void *raw, struct blkif_req *out)                                             \
-	{                                                                                                             \
-		union {                                                                                               \
-			struct req_##bits direct;                                                                     \
-			struct discard_##bits discard;                                                                \
-			struct indirect_##bits indirect;                                                              \
-		} u;                                                                                                  \
-                                                                                                                      \
-		memcpy(&u, raw, sizeof(u));                                                                           \
-		out->op = out->inner = u.direct.op;                                                                   \
-		out->id = u.direct.id;                                                                                \
-		out->sector = u.direct.sector;                                                                        \
-		if (u.direct.op == BLKIF_DISCARD) {                                                                   \
-			out->flag = u.discard.flag;                                                                   \
-			out->nr_sectors = u.discard.nr_sectors;                                                       \
-		} else if (u.direct.op == BLKIF_INDIRECT) {                                                           \
-			out->inner = u.indirect.indirect_op;                                                          \
-			out->nr_segments = u.indirect.nr_segments;                                                    \
-			memcpy(out->grefs, u.indirect.grefs, sizeof(out->grefs));                                     \
-		} else {                                                                                              \
-			unsigned n = u.direct.nr_segments;                                                            \
-                                                                                                                      \
-			out->nr_segments = (uint16_t)n;                                                               \
-			memcpy(out->segs, u.direct.segs,                                                              \
-			       (n < BLKIF_DIRECT_SEGS ? n : BLKIF_DIRECT_SEGS) * sizeof(out->segs[0]));               \
-		}                                                                                                     \
+#define DECODE(bits)                                                                                         \
+	static void decode_##bits(const void *raw, struct blkif_req *out)                                    \
+	{                                                                                                    \
+		union {                                                                                      \
+			struct req_##bits direct;                                                            \
+			struct discard_##bits discard;                                                       \
+			struct indirect_##bits indirect;                                                     \
+		} u;                                                                                         \
+                                                                                                             \
+		memcpy(&u, raw, sizeof(u));                                                                  \
+		out->op = out->inner = u.direct.op;                                                          \
+		out->id = u.direct.id;                                                                       \
+		out->sector = u.direct.sector;                                                               \
+		if (u.direct.op == BLKIF_DISCARD) {                                                          \
+			out->flag = u.discard.flag;                                                          \
+			out->nr_sectors = u.discard.nr_sectors;                                              \
+		} else if (u.direct.op == BLKIF_INDIRECT) {                                                  \
+			out->inner = u.indirect.indirect_op;                                                 \
+			out->nr_segments = u.indirect.nr_segments;                                           \
+			memcpy(out->grefs, u.indirect.grefs, sizeof(out->grefs));                            \
+		} else {                                                                                     \
+			unsigned n = u.direct.nr_segments;                                                   \
+                                                                                                             \
+			out->nr_segments = (uint16_t)n;                                                      \
+			memcpy(out->segs, u.direct.segs,                                                     \
+			       (n < BLKIF_DIRECT_SEGS ? n : BLKIF_DIRECT_SEGS) * sizeof(out->segs[0]));      \
+		}                                                                                            \
 	}
 
 DECODE(64)

@@ -1,12 +1,14 @@
 /*
- * The bytes of a blkif ring: two layouts of one protocol (xen/io/blkif.h), and the one form in which the rest of blkd sees a request.
+ * The bytes of a blkif ring: two layouts of one protocol (xen/io/blkif.h), and the one form in which the rest
+ * of blkd sees a request.
  *
- * The layouts are what a 64-bit and a 32-bit x86 compiler make of the public header's structs, written down here as packed structs with
- * their offsets asserted: the header itself has only the layout of whoever compiles it. "native" is x86_64, as blkd is. The two differ
- * in the padding before 64-bit members and nothing else.
+ * The layouts are what a 64-bit and a 32-bit x86 compiler make of the public header's structs, written down
+ * here as packed structs with their offsets asserted: the header itself has only the layout of whoever
+ * compiles it. "native" is x86_64, as blkd is. The two differ in the padding before 64-bit members and
+ * nothing else.
  *
- * Decoding takes a private copy of a ring entry; nothing here ever looks at shared memory. Nothing here judges either: that is the door's work
- * (ring.c). Byte order is the host's, on both sides.
+ * Decoding takes a private copy of a ring entry; nothing here ever looks at shared memory. Nothing here
+ * judges either: that is the door's work (ring.c). Byte order is the host's, on both sides.
  */
 #ifndef BLKD_BLKIF_ABI_H
 #define BLKD_BLKIF_ABI_H
@@ -15,18 +17,18 @@
 #include <stdint.h>
 
 enum blkif_op { /* xen/io/blkif.h, BLKIF_OP_* */
-	BLKIF_READ = 0,
-	BLKIF_WRITE = 1,
-	BLKIF_WRITE_BARRIER = 2,
-	BLKIF_FLUSH = 3,
-	BLKIF_DISCARD = 5,
-	BLKIF_INDIRECT = 6,
+		BLKIF_READ = 0,
+		BLKIF_WRITE = 1,
+		BLKIF_WRITE_BARRIER = 2,
+		BLKIF_FLUSH = 3,
+		BLKIF_DISCARD = 5,
+		BLKIF_INDIRECT = 6,
 };
 
 enum blkif_status { /* BLKIF_RSP_* */
-	BLKIF_OKAY = 0,
-	BLKIF_ERROR = -1,
-	BLKIF_NOTSUPP = -2,
+		    BLKIF_OKAY = 0,
+		    BLKIF_ERROR = -1,
+		    BLKIF_NOTSUPP = -2,
 };
 
 #define BLKIF_DIRECT_SEGS	 11u
@@ -52,12 +54,12 @@ struct blkif_seg {
 _Static_assert(sizeof(struct blkif_seg) == 8 && offsetof(struct blkif_seg, first_sect) == 4, "segment");
 
 /* xen/io/ring.h: the first bytes of every shared ring. */
-struct blkif_sring {
+struct blkif_shared {
 	uint32_t req_prod, req_event; /* the guest's; ours */
 	uint32_t rsp_prod, rsp_event; /* ours; the guest's */
 	uint8_t reserved[48];
 };
-_Static_assert(sizeof(struct blkif_sring) == BLKIF_RING_HEADER_BYTES, "ring header");
+_Static_assert(sizeof(struct blkif_shared) == BLKIF_RING_HEADER_BYTES, "ring header");
 
 enum blkif_abi { BLKIF_ABI_X86_64, BLKIF_ABI_X86_32 };
 
@@ -86,8 +88,8 @@ unsigned blkif_response_bytes(enum blkif_abi);
 /* Entries of a ring of so many pages (1..16): a power of two. */
 unsigned blkif_ring_entries(enum blkif_abi, unsigned pages);
 
-/* Any thread, pure. raw: blkif_entry_bytes() private bytes. Fields that the operation does not have are 0; of segments only nr_segments
- * (11 at most) are taken over. */
+/* Any thread, pure. raw: blkif_entry_bytes() private bytes. Fields that the operation does not have are 0; of
+ * segments only nr_segments (11 at most) are taken over. */
 void blkif_decode(enum blkif_abi, const void *raw, struct blkif_req *out);
 
 /* All blkif_response_bytes() of a response, padding zero (XSA-216), into private memory. */

@@ -2,15 +2,17 @@
 /*
  * Moving bytes between guest pages and our buffers, by grant copy, in batches over many requests.
  *
- * A batch belongs to a connection and is preallocated. Whoever fills it adds all requests of a turn and flushes once; a batch that is full
- * flushes itself, so that a hypercall has as many segments as there are, up to GRANT_BATCH. Each segment has its own status: one bad
- * gref in the middle fails the request it belongs to and no other (XSA-361, 362, 365). A refusal of the batch as a whole fails all of
- * its requests: no status in it means anything then.
+ * A batch belongs to a connection and is preallocated. Whoever fills it adds all requests of a turn and
+ * flushes once; a batch that is full flushes itself, so that a hypercall has as many segments as there are,
+ * up to GRANT_BATCH. Each segment has its own status: one bad gref in the middle fails the request it belongs
+ * to and no other (XSA-361, 362, 365). A refusal of the batch as a whole fails all of its requests: no status
+ * in it means anything then.
  *
- * The guest may revoke or scribble over its pages while they are copied. For data that harms only the guest; an indirect page is looked
- * at only after it was copied here.
+ * The guest may revoke or scribble over its pages while they are copied. For data that harms only the guest;
+ * an indirect page is looked at only after it was copied here.
  *
- * Bytes: never more than the sectors that a segment names (XSA-403), and never for a request that failed: the caller skips those.
+ * Bytes: never more than the sectors that a segment names (XSA-403), and never for a request that failed: the
+ * caller skips those.
  */
 #include "blkd/blkif/ring.h"
 

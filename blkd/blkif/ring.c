@@ -2,19 +2,23 @@
 /*
  * The backend's half of a blkif ring: consuming requests, judging them, answering them.
  *
- * The door. All a guest says is judged here, completely, and once: a ring entry is copied to private memory with volatile reads, one for
- * each word, and only the copy is looked at (XSA-155: a compiler may re-read what it was not forbidden to). What passes is a blkreq whose
- * offset, length and operation the device may trust. What does not is answered with an error and the ring goes on; only a producer index that no
- * frontend could write ends the ring, because then no entry in it means anything.
+ * The door. All a guest says is judged here, completely, and once: a ring entry is copied to private memory
+ * with volatile reads, one for each word, and only the copy is looked at (XSA-155: a compiler may re-read
+ * what it was not forbidden to). What passes is a blkreq whose offset, length and operation the device may
+ * trust. What does not is answered with an error and the ring goes on; only a producer index that no frontend
+ * could write ends the ring, because then no entry in it means anything.
  *
- * Indices follow xen/io/ring.h (own code): free-running 32-bit counters; the slot of an index is its low bits. A response goes where the
- * oldest unanswered index points, so it may overwrite a request that is still in flight: which is why requests are copied, and why the in-flight
- * journal has its own copy (facts: a ring alone can never rebuild the state).
+ * Indices follow xen/io/ring.h (own code): free-running 32-bit counters; the slot of an index is its low
+ * bits. A response goes where the oldest unanswered index points, so it may overwrite a request that is still
+ * in flight: which is why requests are copied, and why the in-flight journal has its own copy (facts: a ring
+ * alone can never rebuild the state).
  *
- * The order of stores into the journal is what a successor of a killed process relies on. Consume: slot TAKEN, then the consumed index.
- * Answer: slot DONE, then the response, then the ring's rsp_prod, then the published index, then the slot FREE.
+ * The order of stores into the journal is what a successor of a killed process relies on. Consume: slot
+ * TAKEN, then the consumed index. Answer: slot DONE, then the response, then the ring's rsp_prod, then the
+ * published index, then the slot FREE.
  *
- * Not here: moving data (grant.c), when to look at which ring (transport.c), order between requests (the device).
+ * Not here: moving data (grant.c), when to look at which ring (transport.c), order between requests (the
+ * device).
  */
 #include "blkd/blkif/ring.h"
 
@@ -42,11 +46,13 @@ void ring_reset(struct blkif_ring *r)
 
 static unsigned char *entry_of(const struct blkif_ring *r, uint32_t idx)
 {
-	return (unsigned char *)r->shared + BLKIF_RING_HEADER_BYTES + (size_t)(idx & (r->entries - 1)) * r->entry_bytes;
+	return (unsigned char *)r->shared + BLKIF_RING_HEADER_BYTES +
+	       (size_t)(idx & (r->entries - 1)) * r->entry_bytes;
 }
 
 /* The one read of a request from shared memory. */
-static void copy_entry(const struct blkif_ring *r, uint32_t idx, uint32_t raw[static BLKIF_ENTRY_MAX_BYTES / 4])
+static void copy_entry(const struct blkif_ring *r, uint32_t idx,
+		       uint32_t raw[static BLKIF_ENTRY_MAX_BYTES / 4])
 {
 	const volatile uint32_t *from = (const volatile uint32_t *)(const volatile void *)entry_of(r, idx);
 
@@ -54,8 +60,10 @@ static void copy_entry(const struct blkif_ring *r, uint32_t idx, uint32_t raw[st
 		raw[i] = from[i];
 }
 
-/* Operation and count: what can be told without segments. Fills the slot's op. 0 or -errno; *n_segs: pieces of data that follow. */
-static int check_header(const struct blkif_limits *lim, const struct blkif_req *q, struct blkreq *req, unsigned *n_segs)
+/* Operation and count: what can be told without segments. Fills the slot's op. 0 or -errno; *n_segs: pieces
+ * of data that follow. */
+static int check_header(const struct blkif_limits *lim, const struct blkif_req *q, struct blkreq *req,
+			unsigned *n_segs)
 {
 	unsigned n = q->nr_segments;
 
@@ -99,7 +107,8 @@ static int check_header(const struct blkif_limits *lim, const struct blkif_req *
 	else if (q->inner == BLKIF_FLUSH && n == 0)
 		req->op = BLK_FLUSH;
 	else
-		/* A flush that carries data: blkback flushes before and writes; a barrier promises that and more. */
+		/* A flush that carries data: blkback flushes before and writes; a barrier promises that and
+		 * more. */
 		req->op = BLK_BARRIER;
 	return req->op == BLK_READ || req->op == BLK_FLUSH || lim->writable ? 0 : -EROFS;
 }
@@ -142,7 +151,8 @@ static struct blkif_slot *slot_pop(struct blkif_ring *r)
 	return s;
 }
 
-/* From here on the request is ours: its slot has what resume and answer need, whatever becomes of the ring entry. */
+/* From here on the request is ours: its slot has what resume and answer need, whatever becomes of the ring
+ * entry. */
 static struct blkif_slot *consume(struct blkif_ring *r, const uint32_t *raw, const struct blkif_req *q)
 {
 	struct blkif_slot *s = slot_pop(r);
@@ -258,7 +268,8 @@ void ring_answer(struct blkif_slot *s, int result)
 
 		j->status = status;
 		j->rsp_idx = r->rsp_prod;
-		/* Before the response: a published response without DONE would be taken for a request to run again. */
+		/* Before the response: a published response without DONE would be taken for a request to run
+		 * again. */
 		__atomic_store_n(&j->state, RING_SLOT_DONE, __ATOMIC_RELEASE);
 	}
 	blkif_encode_response(c->abi, s->id, s->rsp_op, status, rsp);
@@ -279,7 +290,8 @@ static void free_answered(struct blkif_ring *r)
 
 		r->answered_head = s->next;
 		if (r->journal)
-			__atomic_store_n(&ring_journal_slot(r->journal, s->index)->state, RING_SLOT_FREE, __ATOMIC_RELEASE);
+			__atomic_store_n(&ring_journal_slot(r->journal, s->index)->state, RING_SLOT_FREE,
+					 __ATOMIC_RELEASE);
 		s->next = r->free_head;
 		r->free_head = s->index;
 	}
@@ -294,8 +306,8 @@ void ring_publish(struct blkif_ring *r)
 		return;
 	/* Responses before the index: pairs with the guest's barrier after it read rsp_prod. */
 	__atomic_store_n(&r->shared->rsp_prod, to, __ATOMIC_RELEASE);
-	/* rsp_prod before rsp_event: pairs with the guest's barrier between setting rsp_event and looking at rsp_prod again. One
-	 * of the two sees the other, or both sleep. */
+	/* rsp_prod before rsp_event: pairs with the guest's barrier between setting rsp_event and looking at
+	 * rsp_prod again. One of the two sees the other, or both sleep. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	event = __atomic_load_n(&r->shared->rsp_event, __ATOMIC_RELAXED);
 	r->rsp_published = to;
@@ -312,7 +324,8 @@ void ring_publish(struct blkif_ring *r)
 bool ring_sleep(struct blkif_ring *r)
 {
 	__atomic_store_n(&r->shared->req_event, r->req_cons + 1, __ATOMIC_RELAXED);
-	/* req_event before req_prod: pairs with the guest's barrier between setting req_prod and looking at req_event. */
+	/* req_event before req_prod: pairs with the guest's barrier between setting req_prod and looking at
+	 * req_event. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	return __atomic_load_n(&r->shared->req_prod, __ATOMIC_ACQUIRE) == r->req_cons;
 }

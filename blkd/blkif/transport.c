@@ -1,15 +1,19 @@
 /*
- * A frontend's connection as a transport of a device: the vtable of dev.h over the rings, and the connection's birth and end.
+ * A frontend's connection as a transport of a device: the vtable of dev.h over the rings, and the
+ * connection's birth and end.
  *
- * A turn of fetch(). Rings are visited in rotation, one request each, from where the last fetch stopped, so that no queue starves another.
- * Then the batch is finished in two copies: indirect segments of all requests, checked as they become private; write data of all requests. What
- * fails on the way is answered here and does not count. The work of a turn is bounded by BLKIF_FETCH_MAX entries, refused ones included.
+ * A turn of fetch(). Rings are visited in rotation, one request each, from where the last fetch stopped, so
+ * that no queue starves another. Then the batch is finished in two copies: indirect segments of all requests,
+ * checked as they become private; write data of all requests. What fails on the way is answered here and does
+ * not count. The work of a turn is bounded by BLKIF_FETCH_MAX entries, refused ones included.
  *
- * Sleeping. A ring that was read to its end asks to be told of the next request, looks once more, and only then has its channel unmasked
- * and its descriptor armed: while there is work, and while there are no buffers, the guest's notifications cost nothing (XSA-331, 332). A guest
- * that notifies and never brings a request is listened to once a millisecond.
+ * Sleeping. A ring that was read to its end asks to be told of the next request, looks once more, and only
+ * then has its channel unmasked and its descriptor armed: while there is work, and while there are no
+ * buffers, the guest's notifications cost nothing (XSA-331, 332). A guest that notifies and never brings a
+ * request is listened to once a millisecond.
  *
- * A broken connection is neither read nor listened to any more; what is in flight is answered, and the control thread detaches it.
+ * A broken connection is neither read nor listened to any more; what is in flight is answered, and the
+ * control thread detaches it.
  */
 #include "blkd/blkif/ring.h"
 
@@ -327,7 +331,8 @@ static int ring_open(struct blkif_ring *r, const struct blkif_connect *o, unsign
 	}
 	r->poll = (struct io_poll){.fd = hyp_evtchn_fd(r->channel), .events = POLLIN};
 	list_init(&r->poll.link);
-	/* A channel is pending right after its bind, and requests may be there: the first fetch looks without being told. */
+	/* A channel is pending right after its bind, and requests may be there: the first fetch looks without
+	 * being told. */
 	r->acked = true;
 	ring_reset(r);
 	return 0;
@@ -370,10 +375,12 @@ int blkif_conn_create(const struct blkif_connect *o, struct blkif_conn **out, st
 	c->report_ctx = o->report_ctx;
 	c->batch.hyp = o->hyp;
 	c->batch.domid = o->domid;
-	c->timer = (struct io_poll){.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), .events = POLLIN};
+	c->timer = (struct io_poll){.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK),
+				    .events = POLLIN};
 	list_init(&c->timer.link);
 	if (c->timer.fd < 0)
-		rc = err_set(e, -errno, "no timer for a connection of domain %u: %s", o->domid, strerror(errno));
+		rc = err_set(e, -errno, "no timer for a connection of domain %u: %s", o->domid,
+			     strerror(errno));
 	for (unsigned i = 0; rc == 0 && i < o->n_queues; i++) {
 		c->n_rings = i + 1;
 		c->rings[i].conn = c;

@@ -1,6 +1,6 @@
 /*
- * The blkif layouts against the public header: what the compiler makes of xen/io/blkif.h is our x86_64 layout, and the x86_32 one is it
- * with 64-bit members aligned to 4.
+ * The blkif layouts against the public header: what the compiler makes of xen/io/blkif.h is our x86_64
+ * layout, and the x86_32 one is it with 64-bit members aligned to 4.
  */
 #include "blkd/blkif/abi.h"
 
@@ -55,12 +55,17 @@ static void rings_have_32_entries_a_page(void **state)
 
 static void native_direct_request_decodes(void **state)
 {
-	struct blkif_request raw = {.operation = BLKIF_OP_WRITE, .nr_segments = 11, .handle = 7, .id = 0x1122334455667788, .sector_number = 99};
+	struct blkif_request raw = {.operation = BLKIF_OP_WRITE,
+				    .nr_segments = 11,
+				    .handle = 7,
+				    .id = 0x1122334455667788,
+				    .sector_number = 99};
 	struct blkif_req q;
 
 	(void)state;
 	for (unsigned i = 0; i < 11; i++)
-		raw.seg[i] = (struct blkif_request_segment){.gref = 100 + i, .first_sect = 1, .last_sect = (uint8_t)i};
+		raw.seg[i] =
+		    (struct blkif_request_segment){.gref = 100 + i, .first_sect = 1, .last_sect = (uint8_t)i};
 	blkif_decode(BLKIF_ABI_X86_64, &raw, &q);
 	assert_int_equal(q.op, BLKIF_WRITE);
 	assert_int_equal(q.inner, BLKIF_WRITE);
