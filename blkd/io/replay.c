@@ -31,6 +31,7 @@ struct replay_engine {
 	struct io_engine base;
 	struct replay *replay;
 	unsigned depth, submitted;
+	struct list link; /* replay->engines */
 	struct list queued;
 	struct replay_op op[];
 };
@@ -49,6 +50,7 @@ struct replay *replay_create(uint64_t seed)
 	r->now_ns = CLOCK_START_NS;
 	r->capacity = UINT64_MAX;
 	r->recording = true;
+	list_init(&r->engines);
 	r->shape = (struct replay_shape){.delay_min_ns = 20000, .delay_max_ns = 200000};
 	r->traits = (struct backing_traits){
 	    .logical_bytes = 512,
@@ -65,7 +67,7 @@ struct replay *replay_create(uint64_t seed)
 
 void replay_destroy(struct replay *r)
 {
-	CHECK(!r->opens && !r->engines);
+	CHECK(!r->opens && list_empty(&r->engines));
 	for (unsigned i = 0; i < r->n_files; i++) {
 		struct replay_file *f = r->file[i];
 
@@ -214,7 +216,7 @@ static int engine_create(unsigned depth, struct io_engine **out, struct err *e)
 	re->replay = bound;
 	re->depth = depth;
 	list_init(&re->queued);
-	bound->engines++;
+	list_add_tail(&bound->engines, &re->link);
 	*out = &re->base;
 	return 0;
 }
@@ -224,7 +226,7 @@ static void engine_destroy(struct io_engine *e)
 	struct replay_engine *re = engine_of(e);
 
 	CHECK(!e->in_flight && list_empty(&re->queued));
-	re->replay->engines--;
+	list_del(&re->link);
 	free(re);
 }
 
@@ -236,6 +238,22 @@ static int engine_file_add(struct io_engine *e, struct backing *b, struct io_fil
 	file->backing = b;
 	file->slot = 0;
 	return 0;
+}
+
+void replay_drop_in_flight(struct replay *r)
+{
+	struct list *pos;
+
+	list_for_each (pos, &r->engines) {
+		struct replay_engine *re = container_of(pos, struct replay_engine, link);
+
+		while (list_pop(&re->queued))
+			;
+		for (unsigned i = 0; i < re->depth; i++)
+			re->op[i].io = NULL;
+		re->submitted = 0;
+		re->base.in_flight = 0;
+	}
 }
 
 static void engine_file_del(struct io_engine *e, struct io_file *file)

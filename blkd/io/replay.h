@@ -50,7 +50,8 @@ struct replay {
 	uint64_t capacity;
 	struct replay_shape shape;
 	struct replay_file **file;
-	unsigned n_files, opens, engines;
+	unsigned n_files, opens;
+	struct list engines;
 	bool recording;
 	struct replay_rec *rec;
 	size_t n_rec, cap_rec;

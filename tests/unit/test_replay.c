@@ -449,6 +449,34 @@ static void opener_creates_only_new_files_and_read_only_cannot_write(void **stat
 	rig_down(&g);
 }
 
+static void dropped_operations_never_complete_nor_act(void **state)
+{
+	struct rig g;
+	struct list done, ready;
+	const struct replay_rec *rec;
+	unsigned char seen[512];
+	size_t n;
+
+	(void)state;
+	rig_up(&g, 1);
+	memset(g.buf[0], 0xaa, 512);
+	queue(&g, 0, IO_WRITE, 0, 512);
+	list_init(&done);
+	list_init(&ready);
+	g.e->ops->turn(g.e, 0, &done, &ready);
+	queue(&g, 1, IO_FLUSH, 0, 0);
+	replay_drop_in_flight(g.r);
+	assert_int_equal(g.e->in_flight, 0);
+	g.e->ops->turn(g.e, replay_now(g.r) + 1000000000u, &done, &ready);
+	assert_true(list_empty(&done));
+	rec = replay_log(g.r, &n);
+	assert_int_equal(n, 1);
+	assert_true(rec[0].completed_at == REPLAY_PENDING);
+	replay_file_peek(g.r, 0, 0, seen, 512);
+	assert_true(bytes_are_zero(seen, 512));
+	rig_down(&g);
+}
+
 static void engine_without_a_medium_is_refused(void **state)
 {
 	struct io_engine *e;
