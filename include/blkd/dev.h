@@ -54,10 +54,11 @@ struct blkreq {
 	unsigned pieces;     /* in flight */
 	unsigned active_i;   /* index in the table of ranges in flight */
 	struct blkreq *blocker;
-	uint64_t wait_key;   /* PARKED: the metadata sector, epoch */
 	uint64_t epoch;      /* newest epoch that the data depends on; 0: none */
-	unsigned park;       /* enum req_park in request.h */
-	bool mutates, wrote;
+	bool planned;        /* all pieces were issued */
+	bool mutates;        /* changes the disk: WRITE, TRIM, ZERO, BARRIER with data */
+	bool recorded;       /* all its metadata changes are in the journal */
+	uint8_t barrier;     /* BARRIER: enum barrier_stage in dev_priv.h */
 };
 
 struct transport_ops {
@@ -87,6 +88,8 @@ struct transport {
 	bool ready;            /* has work for fetch() */
 	bool kick_wanted;      /* device's: respond() was called in this turn */
 	bool detaching;        /* no more fetch(); detached() once in_flight is 0 */
+	bool flushed;          /* device's: this guest has had a flush or barrier answered (write-mode auto) */
+	bool buf_starved;      /* device's: dev_buf_get had nothing; is made ready again when a buffer of the device comes back */
 	struct blkreq *batch[64]; /* device's: finished in this turn */
 	unsigned n_batch;
 };
@@ -117,6 +120,9 @@ int dev_create(struct disk *, const struct dev_opts *, bool start, struct dev **
 /* Any thread but the device's. Detaches all transports, drains, commits, closes the leaf cleanly, ends the thread, closes the disk,
  * frees the device. Returns the result of the last commit and clean close. */
 int dev_destroy(struct dev *, struct err *);
+/* Tests only (start = false): what SIGKILL would do. Frees memory, finishes nothing, writes nothing; the journal file stays as it is.
+ * Operations that the engine has in flight must have been dropped by their engine before. */
+void dev_abandon(struct dev *);
 
 /* One turn of the loop; waits until deadline_ns at most (0: does not wait). Returns whether the device still has work in flight. */
 bool dev_turn(struct dev *, uint64_t deadline_ns);

@@ -39,6 +39,8 @@ int disk_open(const struct disk_opts *, struct disk **, struct err *);
 /* Closes images, journal and fence. Clean close of a leaf (JOB_COMMIT, JOB_CLOSE) is the caller's work before: disk_finish() for the
  * synchronous user, the device for a served disk. */
 void disk_close(struct disk *);
+/* As the death of the process would leave it: frees memory and descriptors, the journal file stays as it is. For tests of crashes. */
+void disk_abandon(struct disk *);
 /* Commits and closes the leaf cleanly through its backing; then only disk_close may follow. */
 int disk_finish(struct disk *, struct err *);
 

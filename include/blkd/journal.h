@@ -18,7 +18,8 @@
 
 struct err;
 
-#define JOURNAL_RECORDS 16384u
+#define JOURNAL_RECORDS_MIN 512u  /* room at first: memory follows need */
+#define JOURNAL_RECORDS_MAX 8192u
 
 struct journal;
 
@@ -30,6 +31,8 @@ struct journal;
 int journal_open(const char *run_dir, const struct image *leaf, struct journal **, struct err *);
 /* Unmaps; removes the file when clean (nothing recorded, not poisoned). */
 void journal_close(struct journal *);
+/* Unmaps and leaves the file as it is, as a killed process does. */
+void journal_abandon(struct journal *);
 
 /* Earlier records in order, for dirty_replay(). Refuses (-ESTALE and a sentence) when records are there and the leaf's open generation
  * is not the one they were written under: another writer has been here. */
@@ -50,6 +53,10 @@ void journal_set_guest_flushed(struct journal *, bool);
 int journal_add(struct journal *, const struct meta_record *);
 /* All epochs up to this one are durable: their records go. */
 void journal_drop(struct journal *, uint64_t epoch_durable);
+/* Is there so little room that a commit should begin? */
+bool journal_is_full(const struct journal *);
+/* After a commit: doubles the room, up to the maximum, if it was full since the last call (a system call; rare). */
+void journal_relieve(struct journal *);
 
 /* ---- per ring ---- */
 
