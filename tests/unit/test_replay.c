@@ -508,6 +508,7 @@ int main(void)
 	    cmocka_unit_test(borrowed_pages_are_never_written),
 	    cmocka_unit_test(second_fence_is_busy_until_the_first_is_closed),
 	    cmocka_unit_test(opener_creates_only_new_files_and_read_only_cannot_write),
+	    cmocka_unit_test(dropped_operations_never_complete_nor_act),
 	    cmocka_unit_test(engine_without_a_medium_is_refused),
 	};
 
