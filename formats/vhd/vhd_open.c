@@ -170,6 +170,7 @@ void vhd_close(struct image *img)
 {
 	struct vhd *v = vhd_of(img);
 
+	vhd_write_free(v);
 	image_release(img);
 	vhd_free(v);
 }
