@@ -1,13 +1,16 @@
 /*
- * Jobs of the leaf: commits, growth, the clean close. The format says which acts, in which order (job_next); here they are run.
+ * Jobs of the leaf: commits, growth, the clean close. The format says which acts, in which order (job_next);
+ * here they are run.
  *
- * One commit at a time. It covers every request that had landed when it began (and every one that is answered before its metadata is
- * durable): they move from `landed` to `covered` and are answered with its result. What lands later waits for the next, which begins as
- * soon as this one ends: a flush is shared by all that wait for one.
+ * One commit at a time. It covers every request that had landed when it began (and every one that is answered
+ * before its metadata is durable): they move from `landed` to `covered` and are answered with its result.
+ * What lands later waits for the next, which begins as soon as this one ends: a flush is shared by all that
+ * wait for one.
  *
- * A commit begins when a request waits for one, when the image or the journal has no room for more changes, or when the image was dirty
- * and nothing changed for idle_commit_ms. Growth begins when the image asks for it, ahead of need, or a request waits for a slot; a failed
- * growth fails the requests that wait for it and is not tried again within a second unless somebody needs it.
+ * A commit begins when a request waits for one, when the image or the journal has no room for more changes,
+ * or when the image was dirty and nothing changed for idle_commit_ms. Growth begins when the image asks for
+ * it, ahead of need, or a request waits for a slot; a failed growth fails the requests that wait for it and
+ * is not tried again within a second unless somebody needs it.
  */
 #include "blkd/dev/dev_priv.h"
 
@@ -29,8 +32,9 @@ static void act_done(struct dev *d, struct op *op, int res)
 
 static void act_start(struct dev *d, struct act_slot *slot)
 {
-	static const enum io_op verbs[] = {[ACT_FLUSH] = IO_FLUSH, [ACT_WRITE] = IO_WRITE, [ACT_EXTEND] = IO_EXTEND,
-					   [ACT_TRUNCATE] = IO_TRUNCATE, [ACT_ZERO] = IO_ZERO, [ACT_PUNCH] = IO_PUNCH};
+	static const enum io_op verbs[] = {
+	    [ACT_FLUSH] = IO_FLUSH,	  [ACT_WRITE] = IO_WRITE, [ACT_EXTEND] = IO_EXTEND,
+	    [ACT_TRUNCATE] = IO_TRUNCATE, [ACT_ZERO] = IO_ZERO,	  [ACT_PUNCH] = IO_PUNCH};
 	struct op *op = &slot->op;
 
 	slot->busy = true;
@@ -109,7 +113,8 @@ static void commit_ended(struct dev *d, int res)
 		journal_relieve(d->disk->journal);
 		if (d->leaf->poisoned && !journal_poisoned(d->disk->journal)) {
 			journal_poison(d->disk->journal);
-			log_error("%s: a flush of %s failed: what the storage lost cannot be known, so no later flush will succeed until "
+			log_error("%s: a flush of %s failed: what the storage lost cannot be known, so no "
+				  "later flush will succeed until "
 				  "the disk is checked and plugged anew",
 				  d->name, d->disk->path);
 		}
@@ -125,7 +130,8 @@ static void commit_ended(struct dev *d, int res)
 
 static bool idle_commit_due(const struct dev *d)
 {
-	return d->dirty_since_ns && d->now_ns - d->dirty_since_ns >= (uint64_t)d->opts.idle_commit_ms * 1000000u;
+	return d->dirty_since_ns &&
+	       d->now_ns - d->dirty_since_ns >= (uint64_t)d->opts.idle_commit_ms * 1000000u;
 }
 
 static void commit_maybe_start(struct dev *d)
@@ -135,7 +141,8 @@ static void commit_maybe_start(struct dev *d)
 
 	if (d->commit->active || !d->disk->writable || d->stop >= STOP_COMMIT)
 		return;
-	if (!d->commit_wanted && !(d->leaf->wants & IMAGE_WANT_COMMIT) && !journal_full && !idle_commit_due(d))
+	if (!d->commit_wanted && !(d->leaf->wants & IMAGE_WANT_COMMIT) && !journal_full &&
+	    !idle_commit_due(d))
 		return;
 	d->commit_wanted = false;
 	list_splice_tail(&d->covered, &d->landed);
@@ -171,7 +178,8 @@ static void grow_maybe_start(struct dev *d)
 	bool ahead = (d->leaf->wants & IMAGE_WANT_GROW) && d->now_ns >= d->grow_retry_ns;
 	int res;
 
-	if (d->grow->active || !d->disk->writable || d->stop > STOP_DRAIN || (!ahead && list_empty(&d->park_grow)))
+	if (d->grow->active || !d->disk->writable || d->stop > STOP_DRAIN ||
+	    (!ahead && list_empty(&d->park_grow)))
 		return;
 	stat_add(&d->stats.grows, 1);
 	res = job_start(d, d->grow, JOB_GROW);
@@ -183,7 +191,8 @@ static void grow_maybe_start(struct dev *d)
 
 static bool nothing_runs(const struct dev *d)
 {
-	return !d->n_active && !d->commit->active && !d->grow->active && list_empty(&d->transports) && !d->engine->in_flight;
+	return !d->n_active && !d->commit->active && !d->grow->active && list_empty(&d->transports) &&
+	       !d->engine->in_flight;
 }
 
 static void stop_with(struct dev *d, int res)
@@ -192,7 +201,8 @@ static void stop_with(struct dev *d, int res)
 	d->stop = STOP_DONE;
 }
 
-/* Drained: a last commit, then the clean close, unless something failed: then the leaf stays as it is, which the next open puts right. */
+/* Drained: a last commit, then the clean close, unless something failed: then the leaf stays as it is, which
+ * the next open puts right. */
 static void stop_advance(struct dev *d)
 {
 	int res = 0;
@@ -248,7 +258,8 @@ uint64_t jobs_deadline(const struct dev *d)
 
 	if (d->dirty_since_ns && !d->commit->active)
 		deadline = d->dirty_since_ns + (uint64_t)d->opts.idle_commit_ms * 1000000u;
-	if ((d->leaf->wants & IMAGE_WANT_GROW) && !d->grow->active && d->disk->writable && d->grow_retry_ns < deadline)
+	if ((d->leaf->wants & IMAGE_WANT_GROW) && !d->grow->active && d->disk->writable &&
+	    d->grow_retry_ns < deadline)
 		deadline = d->grow_retry_ns;
 	return deadline;
 }

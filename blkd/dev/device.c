@@ -1,8 +1,9 @@
 /*
  * The device thread: its loop, its mailbox, its birth and its end.
  *
- * One turn: mail, fetch, plan, jobs, submit and wait (one system call), reap, jobs, complete, kick. The thread owns everything but the
- * mailbox; others send it functions to run between two turns. The loop sleeps in the engine's turn() and nowhere else.
+ * One turn: mail, fetch, plan, jobs, submit and wait (one system call), reap, jobs, complete, kick. The
+ * thread owns everything but the mailbox; others send it functions to run between two turns. The loop sleeps
+ * in the engine's turn() and nowhere else.
  */
 #include "blkd/bytes.h"
 #include "blkd/clock.h"
@@ -118,7 +119,7 @@ static void fetch(struct dev *d)
 	struct blkreq *reqs[DEV_FETCH];
 	struct list *pos, *next;
 
-	list_for_each_safe(pos, next, &d->transports) {
+	list_for_each_safe (pos, next, &d->transports) {
 		struct transport *t = container_of(pos, struct transport, link);
 
 		while (t->ready && !t->detaching && !d->barrier && d->n_active < d->max_active) {
@@ -142,8 +143,9 @@ static bool fetch_is_due(const struct dev *d)
 
 	if (d->barrier || d->n_active >= d->max_active)
 		return false;
-	list_for_each(pos, &d->transports) {
-		const struct transport *t = (const struct transport *)((const char *)pos - offsetof(struct transport, link));
+	list_for_each (pos, &d->transports) {
+		const struct transport *t =
+		    (const struct transport *)((const char *)pos - offsetof(struct transport, link));
 
 		if (t->ready && !t->detaching)
 			return true;
@@ -180,7 +182,7 @@ static void detach_idle(struct dev *d)
 {
 	struct list *pos, *next;
 
-	list_for_each_safe(pos, next, &d->transports) {
+	list_for_each_safe (pos, next, &d->transports) {
 		struct transport *t = container_of(pos, struct transport, link);
 
 		if (!t->detaching || t->in_flight)
@@ -204,7 +206,9 @@ bool dev_turn(struct dev *d, uint64_t deadline_ns)
 	ops_retry(d);
 	jobs_run(d);
 	dev_complete(d);
-	if (fetch_is_due(d) || !list_empty(&d->done) || (!list_empty(&d->starved) && !list_empty(&d->ops_free)) || (d->commit_wanted && !d->commit->active) ||
+	if (fetch_is_due(d) || !list_empty(&d->done) ||
+	    (!list_empty(&d->starved) && !list_empty(&d->ops_free)) ||
+	    (d->commit_wanted && !d->commit->active) ||
 	    (d->stop != STOP_NO && !d->n_active && !d->engine->in_flight))
 		deadline_ns = 0;
 	else
@@ -291,7 +295,7 @@ void dev_buf_put(struct dev *d, struct buf *b)
 	else
 		bufpool_put(d->opts.pool, b);
 	b->mem = NULL;
-	list_for_each(pos, &d->transports) {
+	list_for_each (pos, &d->transports) {
 		struct transport *t = container_of(pos, struct transport, link);
 
 		if (t->buf_starved) {
@@ -354,13 +358,15 @@ static int dev_alloc(struct dev *d)
 	d->commit = run_new();
 	d->grow = run_new();
 	d->pending_pages = aligned_alloc(META_PAGE_BYTES, (size_t)DEV_PENDING * META_PAGE_BYTES);
-	mem = mmap(NULL, 2 * (size_t)BUF_MAX_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	mem = mmap(NULL, 2 * (size_t)BUF_MAX_BYTES, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (mem != MAP_FAILED) {
 		d->reserve = (struct buf){mem, BUF_MAX_BYTES, 1};
 		d->bounce_reserve = (struct buf){(unsigned char *)mem + BUF_MAX_BYTES, BUF_MAX_BYTES, 1};
 	}
 	d->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (!d->active || !d->files || !d->ops || !d->commit || !d->grow || !d->pending_pages || mem == MAP_FAILED || d->wake_fd < 0)
+	if (!d->active || !d->files || !d->ops || !d->commit || !d->grow || !d->pending_pages ||
+	    mem == MAP_FAILED || d->wake_fd < 0)
 		return -ENOMEM;
 	for (unsigned i = 0; i < DEV_OPS; i++) {
 		d->ops[i].pooled = true;
@@ -393,11 +399,13 @@ static int engine_open(struct dev *d, struct err *e)
 	if (res < 0)
 		return res;
 	for (unsigned i = 0; i < depth; i++) {
-		res = d->engine->ops->file_add(d->engine, chain_image(&d->disk->chain, i)->file, &d->files[i]);
+		res =
+		    d->engine->ops->file_add(d->engine, chain_image(&d->disk->chain, i)->file, &d->files[i]);
 		if (res < 0) {
 			engine_close(d, i);
-			return err_set(e, res, "%s: the %s engine does not take %s: %s", d->name, d->opts.engine->name,
-				       chain_image(&d->disk->chain, i)->file->path, strerror(-res));
+			return err_set(e, res, "%s: the %s engine does not take %s: %s", d->name,
+				       d->opts.engine->name, chain_image(&d->disk->chain, i)->file->path,
+				       strerror(-res));
 		}
 	}
 	d->wake_poll = (struct io_poll){.fd = d->wake_fd, .events = POLLIN};
@@ -451,8 +459,9 @@ static int thread_start(struct dev *d, struct err *e)
 
 static void lists_init(struct dev *d)
 {
-	struct list *all[] = {&d->transports, &d->blocked,     &d->starved,  &d->park_epoch, &d->park_grow, &d->landed,	  &d->covered,
-			      &d->done,	      &d->ops_free,    &d->io_wait,  &d->rmw_wait,   &d->bounce_wait, &d->leaf_writes, &d->woken};
+	struct list *all[] = {&d->transports, &d->blocked,     &d->starved,	&d->park_epoch, &d->park_grow,
+			      &d->landed,     &d->covered,     &d->done,	&d->ops_free,	&d->io_wait,
+			      &d->rmw_wait,   &d->bounce_wait, &d->leaf_writes, &d->woken};
 
 	for (unsigned i = 0; i < sizeof(all) / sizeof(all[0]); i++)
 		list_init(all[i]);
@@ -497,7 +506,7 @@ static void stop(struct dev *d, void *arg)
 
 	(void)arg;
 	d->stop = STOP_DRAIN;
-	list_for_each(pos, &d->transports)
+	list_for_each (pos, &d->transports)
 		dev_detach(d, container_of(pos, struct transport, link));
 }
 
@@ -514,7 +523,9 @@ int dev_destroy(struct dev *d, struct err *e)
 	}
 	res = d->stop_res;
 	if (res < 0)
-		err_set(e, res, "%s: the last commit or the clean close of %s failed: %s: it is put right when it is next opened for writing",
+		err_set(e, res,
+			"%s: the last commit or the clean close of %s failed: %s: it is put right when it is "
+			"next opened for writing",
 			d->name, d->disk->path, strerror(-res));
 	disk_close(d->disk);
 	dev_free(d);
@@ -562,7 +573,8 @@ void dev_stats(const struct dev *d, struct dev_stats *out)
 		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
 }
 
-enum extent_kind dev_block_status(struct dev *d, uint64_t off_bytes, uint64_t len_bytes, uint64_t *prefix_bytes)
+enum extent_kind dev_block_status(struct dev *d, uint64_t off_bytes, uint64_t len_bytes,
+				  uint64_t *prefix_bytes)
 {
 	uint64_t done = 0;
 	enum extent_kind kind = EXT_DATA;

@@ -1,20 +1,22 @@
 /* HOT PATH: no malloc, no log, no syscall, no lock but the lock-free buffer pool. */
 /*
- * Operations on files: one op moves [file_off, file_off + len) with one verb, in steps that the engine and the storage allow.
+ * Operations on files: one op moves [file_off, file_off + len) with one verb, in steps that the engine and
+ * the storage allow.
  *
- * Step kinds. DIRECT: what the caller asked for is aligned and goes to the engine as it is; short results are continued. COVER: what is not
- * aligned to the storage's blocks is done in a bounce buffer that covers whole blocks: read the cover, copy out (a read), or copy in and
- * write the cover (read-modify-write).
+ * Step kinds. DIRECT: what the caller asked for is aligned and goes to the engine as it is; short results are
+ * continued. COVER: what is not aligned to the storage's blocks is done in a bounce buffer that covers whole
+ * blocks: read the cover, copy out (a read), or copy in and write the cover (read-modify-write).
  *
- * Read-modify-write is serialised by block of the file: on a leaf whose storage has blocks above 512 bytes all writes in flight are
- * registered, and one that shares a block with another, one of the two unaligned, waits. Metadata goes the same way: a foreign image
- * may have a bitmap and a neighbour's data in one block.
+ * Read-modify-write is serialised by block of the file: on a leaf whose storage has blocks above 512 bytes
+ * all writes in flight are registered, and one that shares a block with another, one of the two unaligned,
+ * waits. Metadata goes the same way: a foreign image may have a bitmap and a neighbour's data in one block.
  *
- * Zeroing: the aligned middle of a long range is asked of the file system, everything else is written, because a file system does the
- * edges of its own blocks through the page cache, behind the back of direct I/O.
+ * Zeroing: the aligned middle of a long range is asked of the file system, everything else is written,
+ * because a file system does the edges of its own blocks through the page cache, behind the back of direct
+ * I/O.
  *
- * An op never fails for want of a resource: it waits (engine full: io_wait; no bounce buffer: bounce_wait; a neighbour's
- * read-modify-write: rmw_wait) and ops_retry() starts it when something was given back.
+ * An op never fails for want of a resource: it waits (engine full: io_wait; no bounce buffer: bounce_wait; a
+ * neighbour's read-modify-write: rmw_wait) and ops_retry() starts it when something was given back.
  */
 #include "blkd/bytes.h"
 #include "blkd/dev/dev_priv.h"
@@ -71,7 +73,8 @@ static void op_end(struct dev *d, struct op *op, int res)
 
 /* ---- steps ---- */
 
-static void io_queue(struct dev *d, struct op *op, enum io_op verb, uint64_t off_bytes, uint64_t len_bytes, void *buf)
+static void io_queue(struct dev *d, struct op *op, enum io_op verb, uint64_t off_bytes, uint64_t len_bytes,
+		     void *buf)
 {
 	op->io.op = verb;
 	op->io.file = op->file;
@@ -86,7 +89,8 @@ static void io_queue(struct dev *d, struct op *op, enum io_op verb, uint64_t off
 static void direct(struct dev *d, struct op *op, enum io_op verb)
 {
 	op->stage = STEP_DIRECT;
-	io_queue(d, op, verb, op->step_off + op->step_done, op->step_len - op->step_done, op->step_buf + op->step_done);
+	io_queue(d, op, verb, op->step_off + op->step_done, op->step_len - op->step_done,
+		 op->step_buf + op->step_done);
 }
 
 static void cover_read(struct dev *d, struct op *op)
@@ -127,7 +131,8 @@ static bool step_is_aligned(const struct op *op)
 {
 	const struct backing_traits *t = &op->file->backing->traits;
 
-	return !((op->step_off | op->step_len) & (t->logical_bytes - 1)) && !((uintptr_t)op->step_buf & (t->mem_align_bytes - 1));
+	return !((op->step_off | op->step_len) & (t->logical_bytes - 1)) &&
+	       !((uintptr_t)op->step_buf & (t->mem_align_bytes - 1));
 }
 
 static void move_begin(struct dev *d, struct op *op, enum io_op verb)
@@ -200,8 +205,10 @@ static void step_end(struct dev *d, struct op *op)
 
 static bool shares_block(const struct op *a, const struct op *b, uint32_t block)
 {
-	uint64_t a0 = round_down_u64(a->file_off, block), a1 = round_up_u64(a->file_off + a->len_bytes, block);
-	uint64_t b0 = round_down_u64(b->file_off, block), b1 = round_up_u64(b->file_off + b->len_bytes, block);
+	uint64_t a0 = round_down_u64(a->file_off, block),
+		 a1 = round_up_u64(a->file_off + a->len_bytes, block);
+	uint64_t b0 = round_down_u64(b->file_off, block),
+		 b1 = round_up_u64(b->file_off + b->len_bytes, block);
 
 	return a0 < b1 && b0 < a1;
 }
@@ -211,7 +218,7 @@ static bool must_wait(const struct dev *d, const struct op *op)
 	uint32_t block = op->file->backing->traits.logical_bytes;
 	struct list *pos;
 
-	list_for_each(pos, &d->leaf_writes)
+	list_for_each (pos, &d->leaf_writes)
 		if (shares_block(op, container_of(pos, struct op, link), block))
 			return true;
 	return false;
@@ -271,8 +278,8 @@ void op_begin(struct dev *d, struct op *op)
 
 /* ---- completions ---- */
 
-/* READ and WRITE: how the completion carries the step on. want: bytes of the step's I/O in all. 1: more to come (queued again by the
- * caller); 0: all there; < 0: failed. */
+/* READ and WRITE: how the completion carries the step on. want: bytes of the step's I/O in all. 1: more to
+ * come (queued again by the caller); 0: all there; < 0: failed. */
 static int advance(struct op *op, uint32_t want, unsigned char *mem, bool reading)
 {
 	uint32_t block = op->file->backing->traits.logical_bytes, moved;
@@ -380,7 +387,8 @@ void op_io_done(struct dev *d, struct op *op)
 
 /* ---- waiting ---- */
 
-static void retry(struct dev *d, struct list *waiting, void (*again)(struct dev *, struct op *), bool by_io_link)
+static void retry(struct dev *d, struct list *waiting, void (*again)(struct dev *, struct op *),
+		  bool by_io_link)
 {
 	struct list list, *n;
 

@@ -1,12 +1,14 @@
-/* HOT PATH: no malloc, no log, no syscall, no lock but a cache shard's and the mailbox's (a wake-up from another device). */
+/* HOT PATH: no malloc, no log, no syscall, no lock but a cache shard's and the mailbox's (a wake-up from
+ * another device). */
 /*
- * Bringing metadata that the plan asks for. A leaf's sectors go into the format's own cache (meta_put), a parent's pages into the
- * host-wide one, once for all clones. One pending entry a page, however many requests of this device wait for it; when it ended they
- * are planned on from where they stood. A fill by another device wakes us through the woken list, which cannot be full: its nodes are
- * the entries.
+ * Bringing metadata that the plan asks for. A leaf's sectors go into the format's own cache (meta_put), a
+ * parent's pages into the host-wide one, once for all clones. One pending entry a page, however many requests
+ * of this device wait for it; when it ended they are planned on from where they stood. A fill by another
+ * device wakes us through the woken list, which cannot be full: its nodes are the entries.
  *
- * When the cache has no frame to give, or another's fill failed, the page is read for ourselves, once, into memory of our own, and shown to
- * the requests that wait (READY) while they are planned on. Nothing erroneous is ever inserted.
+ * When the cache has no frame to give, or another's fill failed, the page is read for ourselves, once, into
+ * memory of our own, and shown to the requests that wait (READY) while they are planned on. Nothing erroneous
+ * is ever inserted.
  */
 #include "blkd/bytes.h"
 #include "blkd/dev/dev_priv.h"
@@ -21,7 +23,8 @@ static uint64_t page_of(uint64_t file_off)
 static struct pending *pending_find(struct dev *d, unsigned layer, uint64_t key)
 {
 	for (unsigned i = 0; i < DEV_PENDING; i++)
-		if (d->pending[i].state != PEND_FREE && d->pending[i].layer == layer && d->pending[i].key == key)
+		if (d->pending[i].state != PEND_FREE && d->pending[i].layer == layer &&
+		    d->pending[i].key == key)
 			return &d->pending[i];
 	return NULL;
 }
@@ -123,7 +126,8 @@ static void woken(struct cache_waiter *w, int res)
 	dev_wake(p->dev, p, res);
 }
 
-/* Another device's fill ended. On success the pages are asked for anew (they are there, or were evicted and are filled again). */
+/* Another device's fill ended. On success the pages are asked for anew (they are there, or were evicted and
+ * are filled again). */
 void meta_take_woken(struct dev *d, struct list *list)
 {
 	struct list *n;
@@ -152,7 +156,8 @@ void meta_take_woken(struct dev *d, struct list *list)
 }
 
 /* Starts what brings the page; p is unused. HIT: nothing was started, *frame is pinned. */
-static enum cache_answer ask_cache(struct dev *d, struct pending *p, struct op *op, struct cache_frame **frame)
+static enum cache_answer ask_cache(struct dev *d, struct pending *p, struct op *op,
+				   struct cache_frame **frame)
 {
 	uint64_t serial = chain_image(&d->disk->chain, p->layer)->serial;
 	enum cache_answer answer;

@@ -1,8 +1,9 @@
 /* HOT PATH: no malloc, no log, no syscall, no lock but a cache shard's. */
 /*
- * From a request to pieces: asks the format where the bytes are (chain_map) or which data moves (write_begin), and starts one operation per
- * piece. The plan is a cursor (plan_off), not a list: what cannot go on parks the request where it stands, and planning goes on from
- * there. A request is settled when the cursor is at its end and no piece is in flight.
+ * From a request to pieces: asks the format where the bytes are (chain_map) or which data moves
+ * (write_begin), and starts one operation per piece. The plan is a cursor (plan_off), not a list: what cannot
+ * go on parks the request where it stands, and planning goes on from there. A request is settled when the
+ * cursor is at its end and no piece is in flight.
  */
 #include "blkd/bytes.h"
 #include "blkd/dev/dev_priv.h"
@@ -80,7 +81,8 @@ static void piece_done(struct dev *d, struct blkreq *r, const struct write_piece
 	d->leaf->ops->write_end(d->leaf, piece, res);
 	if (res < 0)
 		req_fail(r, res);
-	else if (piece->epoch && (!d->disk->has_records_home || journal_add(d->disk->journal, &piece->rec) < 0))
+	else if (piece->epoch &&
+		 (!d->disk->has_records_home || journal_add(d->disk->journal, &piece->rec) < 0))
 		r->recorded = false;
 	if (d->leaf->wants & IMAGE_DIRTY)
 		d->dirty_since_ns = d->now_ns;
@@ -142,8 +144,10 @@ static void start_piece(struct dev *d, struct blkreq *r, struct op *op)
 
 void plan_write(struct dev *d, struct blkreq *r)
 {
-	static const enum write_op verbs[BLK_OPS] = {
-		[BLK_WRITE] = WRITE_DATA, [BLK_BARRIER] = WRITE_DATA, [BLK_TRIM] = WRITE_TRIM, [BLK_ZERO] = WRITE_ZERO};
+	static const enum write_op verbs[BLK_OPS] = {[BLK_WRITE] = WRITE_DATA,
+						     [BLK_BARRIER] = WRITE_DATA,
+						     [BLK_TRIM] = WRITE_TRIM,
+						     [BLK_ZERO] = WRITE_ZERO};
 	uint64_t end = r->off_bytes + r->len_bytes;
 
 	while (r->plan_off < end && !r->status) {
@@ -161,7 +165,8 @@ void plan_write(struct dev *d, struct blkreq *r)
 			if (chain_below_is_zero(&d->disk->chain, r->plan_off, len_bytes))
 				flags = WRITE_BELOW_ZERO;
 		}
-		res = d->leaf->ops->write_begin(d->leaf, verbs[r->op], flags, r->plan_off, len_bytes, &op->piece);
+		res = d->leaf->ops->write_begin(d->leaf, verbs[r->op], flags, r->plan_off, len_bytes,
+						&op->piece);
 		if (res == -EINPROGRESS) {
 			write_park(d, r, &op->piece);
 			op_put(d, op);

@@ -2,25 +2,27 @@
 /*
  * The life of a request: admitted in order of arrival, run, answered once.
  *
- * Overlaps. A request that overlaps one that came earlier and is not answered yet, one of them not a read, waits until that one is
- * answered. So nothing answered ever overlaps anything in the journal, reads never see half a write, and a block can be freed by a trim
- * because every read that was mapped before has ended. Admitted requests stand in a dense array of ranges that is scanned: with some
- * hundred entries that is cheaper than any tree, and reads skip it while nothing mutates.
+ * Overlaps. A request that overlaps one that came earlier and is not answered yet, one of them not a read,
+ * waits until that one is answered. So nothing answered ever overlaps anything in the journal, reads never
+ * see half a write, and a block can be freed by a trim because every read that was mapped before has ended.
+ * Admitted requests stand in a dense array of ranges that is scanned: with some hundred entries that is
+ * cheaper than any tree, and reads skip it while nothing mutates.
  *
  * Barriers. While a barrier is admitted nothing is fetched; it runs alone: commit, its data, commit.
  *
- * When is a write answered? (datapath.md 1 and 2.) When the commit that covers it is done; or at landing, where the guest flushes (write
- * mode back), if what it changed in the metadata is in the journal, which a successor of this process replays.
+ * When is a write answered? (datapath.md 1 and 2.) When the commit that covers it is done; or at landing,
+ * where the guest flushes (write mode back), if what it changed in the metadata is in the journal, which a
+ * successor of this process replays.
  */
 #include "blkd/dev/dev_priv.h"
 
 static const uint8_t legal_moves[REQ_DONE + 1] = {
-	[REQ_IDLE] = 1u << REQ_BLOCKED | 1u << REQ_RUN,
-	[REQ_BLOCKED] = 1u << REQ_RUN,
-	[REQ_RUN] = 1u << REQ_PARKED | 1u << REQ_LANDED | 1u << REQ_DONE,
-	[REQ_PARKED] = 1u << REQ_RUN,
-	[REQ_LANDED] = 1u << REQ_RUN | 1u << REQ_DONE,
-	[REQ_DONE] = 1u << REQ_IDLE,
+    [REQ_IDLE] = 1u << REQ_BLOCKED | 1u << REQ_RUN,
+    [REQ_BLOCKED] = 1u << REQ_RUN,
+    [REQ_RUN] = 1u << REQ_PARKED | 1u << REQ_LANDED | 1u << REQ_DONE,
+    [REQ_PARKED] = 1u << REQ_RUN,
+    [REQ_LANDED] = 1u << REQ_RUN | 1u << REQ_DONE,
+    [REQ_DONE] = 1u << REQ_IDLE,
 };
 
 void req_set_state(struct blkreq *r, enum req_state to)
@@ -170,7 +172,8 @@ void req_park(struct dev *d, struct blkreq *r, struct list *where)
 static bool answered_at_landing(const struct dev *d, const struct blkreq *r)
 {
 	bool durable = d->leaf->file->traits.durable_at_completion;
-	bool back = d->opts.write_mode == WRITE_BACK || (d->opts.write_mode == WRITE_AUTO && r->transport->flushed);
+	bool back =
+	    d->opts.write_mode == WRITE_BACK || (d->opts.write_mode == WRITE_AUTO && r->transport->flushed);
 
 	if (durable)
 		return !r->epoch;
@@ -212,7 +215,8 @@ static bool barrier_alone(const struct dev *d, const struct blkreq *barrier)
 	return true;
 }
 
-/* What r waited for was answered: it runs, or finds the next one to wait for. r stays in d->blocked in the latter case. */
+/* What r waited for was answered: it runs, or finds the next one to wait for. r stays in d->blocked in the
+ * latter case. */
 static void reconsider(struct dev *d, struct blkreq *r)
 {
 	if (d->barrier && d->barrier != r && d->barrier->seq < r->seq) {
@@ -237,7 +241,7 @@ static void unblock(struct dev *d, const struct blkreq *answered)
 {
 	struct list *pos, *next;
 
-	list_for_each_safe(pos, next, &d->blocked) {
+	list_for_each_safe (pos, next, &d->blocked) {
 		struct blkreq *r = container_of(pos, struct blkreq, link);
 
 		if (r->blocker == answered || r == d->barrier)
@@ -284,8 +288,8 @@ static void complete_batch(struct dev *d, struct transport *t)
 	t->n_batch = 0;
 }
 
-/* Answers what is done, a batch a transport, then kicks each transport once. Answers may set blocked requests free, which may be done at
- * once (zeros, metadata in memory): the loop goes on until nothing is left. */
+/* Answers what is done, a batch a transport, then kicks each transport once. Answers may set blocked requests
+ * free, which may be done at once (zeros, metadata in memory): the loop goes on until nothing is left. */
 void dev_complete(struct dev *d)
 {
 	struct list *pos, *n;
@@ -299,14 +303,14 @@ void dev_complete(struct dev *d)
 			if (t->n_batch == sizeof(t->batch) / sizeof(t->batch[0]))
 				complete_batch(d, t);
 		}
-		list_for_each(pos, &d->transports) {
+		list_for_each (pos, &d->transports) {
 			struct transport *t = container_of(pos, struct transport, link);
 
 			if (t->n_batch)
 				complete_batch(d, t);
 		}
 	}
-	list_for_each(pos, &d->transports) {
+	list_for_each (pos, &d->transports) {
 		struct transport *t = container_of(pos, struct transport, link);
 
 		if (t->kick_wanted) {

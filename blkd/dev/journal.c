@@ -1,0 +1,332 @@
+/*
+ * In-flight journals in shared memory. See journal.h for what they promise; here is how the stores keep it.
+ *
+ * Disk journal: a header page, then a ring of records between two free-running indices. A record is written,
+ * then `tail` is stored with release: a successor sees whole records only. Merging lengthens the last record
+ * by one aligned 16-bit store. Dropping moves `head`. The file is mapped at its maximum and allocated as far
+ * as `room` says; room only grows, by journal_relieve(), while no record wraps (the ring is emptied into
+ * order first: it happens right after a commit, when few records are left).
+ *
+ * Bound to boot id, leaf identity and open generation: the header is stored once at open, the generation
+ * after begin_writing().
+ */
+#include "blkd/journal.h"
+#include "blkd/err.h"
+#include "blkd/log.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { JOURNAL_VERSION = 1, HEADER_BYTES = 4096, BOOT_ID_BYTES = 40 };
+
+struct disk_header {
+	char magic[8]; /* "blkdjrnl" */
+	uint32_t version, room;
+	char boot_id[BOOT_ID_BYTES];
+	uint64_t dev_id, ino;
+	unsigned char uuid[16];
+	uint64_t generation;
+	uint32_t head, tail; /* free-running; tail - head <= room */
+	uint32_t poisoned, guest_flushed;
+};
+_Static_assert(sizeof(struct disk_header) <= HEADER_BYTES, "fits its page");
+
+struct journal {
+	struct disk_header *hdr;
+	struct meta_record *rec;     /* rec[i % room] */
+	struct meta_record *earlier; /* copy, in order, for journal_records() */
+	unsigned n_earlier;
+	int fd; /* -1: memory only */
+	char path[PATH_MAX];
+	bool was_full;
+};
+
+static const char magic[8] = "blkdjrnl";
+#define MAP_BYTES (HEADER_BYTES + (size_t)JOURNAL_RECORDS_MAX * sizeof(struct meta_record))
+
+static size_t bytes_for(uint32_t room)
+{
+	return HEADER_BYTES + (size_t)room * sizeof(struct meta_record);
+}
+
+static void read_boot_id(char out[BOOT_ID_BYTES])
+{
+	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, out, BOOT_ID_BYTES - 1);
+
+	if (fd >= 0)
+		close(fd);
+	memset(out + (n < 0 ? 0 : n), 0, BOOT_ID_BYTES - (n < 0 ? 0 : (size_t)n));
+}
+
+static void header_init(struct journal *j, const struct image *leaf, const char *boot_id)
+{
+	struct disk_header *h = j->hdr;
+
+	memset(h, 0, sizeof(*h));
+	h->version = JOURNAL_VERSION;
+	h->room = JOURNAL_RECORDS_MIN;
+	memcpy(h->boot_id, boot_id, BOOT_ID_BYTES);
+	h->dev_id = leaf->file->dev_id;
+	h->ino = leaf->file->ino;
+	memcpy(h->uuid, leaf->uuid, sizeof(h->uuid));
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+	memcpy(h->magic, magic, sizeof(magic));
+}
+
+/* Is what lies in the file ours to go on with? -EUCLEAN: of a version unknown here. 0: no (to be emptied). 1:
+ * yes. */
+static int header_judge(const struct journal *j, const struct image *leaf, const char *boot_id,
+			uint64_t file_bytes, struct err *e)
+{
+	const struct disk_header *h = j->hdr;
+
+	if (memcmp(h->magic, magic, sizeof(magic)) != 0)
+		return 0;
+	if (h->version != JOURNAL_VERSION)
+		return err_set(e, -EUCLEAN,
+			       "%s: journal of layout version %u, this program knows %u: let the version "
+			       "that wrote it open the disk once, or "
+			       "remove the file if the disk may lose its last unflushed writes",
+			       j->path, h->version, JOURNAL_VERSION);
+	if (memcmp(h->boot_id, boot_id, BOOT_ID_BYTES) != 0 || h->dev_id != (uint64_t)leaf->file->dev_id ||
+	    h->ino != (uint64_t)leaf->file->ino || memcmp(h->uuid, leaf->uuid, sizeof(h->uuid)) != 0)
+		return 0;
+	if (h->room < JOURNAL_RECORDS_MIN || h->room > JOURNAL_RECORDS_MAX || h->tail - h->head > h->room ||
+	    bytes_for(h->room) > file_bytes)
+		return err_set(e, -EUCLEAN,
+			       "%s: damaged journal (room %u, head %u, tail %u, %llu bytes): it may hold "
+			       "answered writes; remove it to open the "
+			       "disk without them",
+			       j->path, h->room, h->head, h->tail, (unsigned long long)file_bytes);
+	return 1;
+}
+
+static int copy_earlier(struct journal *j)
+{
+	struct disk_header *h = j->hdr;
+
+	j->n_earlier = h->tail - h->head;
+	if (!j->n_earlier)
+		return 0;
+	j->earlier = calloc(j->n_earlier, sizeof(*j->earlier));
+	if (!j->earlier)
+		return -ENOMEM;
+	for (unsigned i = 0; i < j->n_earlier; i++)
+		j->earlier[i] = j->rec[(h->head + i) % h->room];
+	return 0;
+}
+
+static int open_file(struct journal *j, const char *run_dir, const struct image *leaf, struct err *e)
+{
+	struct stat st;
+	int res;
+
+	snprintf(j->path, sizeof(j->path), "%s/disk-%llx-%llx.journal", run_dir,
+		 (unsigned long long)leaf->file->dev_id, (unsigned long long)leaf->file->ino);
+	j->fd = open(j->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (j->fd < 0)
+		return err_set(
+		    e, -errno,
+		    "%s: cannot open the in-flight journal: %s: is the run directory there and writable?",
+		    j->path, strerror(errno));
+	if (fstat(j->fd, &st) < 0)
+		return err_set(e, -errno, "%s: %s", j->path, strerror(errno));
+	if ((uint64_t)st.st_size < bytes_for(JOURNAL_RECORDS_MIN)) {
+		res = -posix_fallocate(j->fd, 0, (off_t)bytes_for(JOURNAL_RECORDS_MIN));
+		if (res < 0)
+			return err_set(e, res, "%s: no room for the in-flight journal (%zu bytes): %s",
+				       j->path, bytes_for(JOURNAL_RECORDS_MIN), strerror(-res));
+	}
+	return 0;
+}
+
+int journal_open(const char *run_dir, const struct image *leaf, struct journal **out, struct err *e)
+{
+	struct journal *j = calloc(1, sizeof(*j));
+	char boot_id[BOOT_ID_BYTES];
+	struct stat st;
+	void *mem;
+	int res;
+
+	if (!j)
+		return err_set(e, -ENOMEM, "no memory for a journal");
+	j->fd = -1;
+	res = run_dir ? open_file(j, run_dir, leaf, e) : 0;
+	if (res < 0)
+		goto fail;
+	mem = mmap(NULL, MAP_BYTES, PROT_READ | PROT_WRITE,
+		   run_dir ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS, j->fd, 0);
+	if (mem == MAP_FAILED) {
+		res = err_set(e, -errno, "%s: cannot map the in-flight journal: %s",
+			      run_dir ? j->path : "memory", strerror(errno));
+		goto fail;
+	}
+	j->hdr = mem;
+	j->rec = (struct meta_record *)(void *)((char *)mem + HEADER_BYTES);
+	read_boot_id(boot_id);
+	if (run_dir) {
+		if (fstat(j->fd, &st) < 0)
+			st.st_size = 0;
+		res = header_judge(j, leaf, boot_id, (uint64_t)st.st_size, e);
+		if (res < 0)
+			goto fail;
+	}
+	if (!res)
+		header_init(j, leaf, boot_id);
+	res = copy_earlier(j);
+	if (res < 0) {
+		err_set(e, res, "no memory for the records of %s", j->path);
+		goto fail;
+	}
+	*out = j;
+	return 0;
+fail:
+	journal_abandon(j);
+	return res;
+}
+
+void journal_abandon(struct journal *j)
+{
+	if (!j)
+		return;
+	if (j->hdr)
+		munmap(j->hdr, MAP_BYTES);
+	if (j->fd >= 0)
+		close(j->fd);
+	free(j->earlier);
+	free(j);
+}
+
+void journal_close(struct journal *j)
+{
+	if (j && j->fd >= 0 && j->hdr->head == j->hdr->tail && !j->hdr->poisoned && unlink(j->path) < 0 &&
+	    errno != ENOENT)
+		log_warn("%s: cannot remove the journal: %s", j->path, strerror(errno));
+	journal_abandon(j);
+}
+
+int journal_records(const struct journal *j, uint64_t generation, const struct meta_record **recs,
+		    unsigned *n, struct err *e)
+{
+	*recs = j->earlier;
+	*n = j->n_earlier;
+	if (j->n_earlier && j->hdr->generation != generation)
+		return err_set(
+		    e, -ESTALE,
+		    "%s: holds %u metadata changes of answered writes under open generation %llu, but the "
+		    "image is at %llu: another "
+		    "program has opened it for writing since; remove the journal to go on without them",
+		    j->path, j->n_earlier, (unsigned long long)j->hdr->generation,
+		    (unsigned long long)generation);
+	return 0;
+}
+
+void journal_clear(struct journal *j)
+{
+	__atomic_store_n(&j->hdr->head, j->hdr->tail, __ATOMIC_RELEASE);
+}
+
+void journal_set_generation(struct journal *j, uint64_t generation)
+{
+	CHECK(j->hdr->head == j->hdr->tail);
+	__atomic_store_n(&j->hdr->generation, generation, __ATOMIC_RELEASE);
+}
+
+bool journal_poisoned(const struct journal *j)
+{
+	return j->hdr->poisoned;
+}
+
+void journal_poison(struct journal *j)
+{
+	j->hdr->poisoned = 1;
+}
+
+void journal_unpoison(struct journal *j)
+{
+	j->hdr->poisoned = 0;
+}
+
+bool journal_guest_flushed(const struct journal *j)
+{
+	return j->hdr->guest_flushed;
+}
+
+void journal_set_guest_flushed(struct journal *j, bool flushed)
+{
+	j->hdr->guest_flushed = flushed;
+}
+
+/* ---- device thread ---- */
+
+static bool continues(const struct meta_record *last, const struct meta_record *rec)
+{
+	return last->block == rec->block && last->sector == rec->sector &&
+	       last->epoch_low == rec->epoch_low && last->count && rec->count &&
+	       last->first + last->count == rec->first && last->count + rec->count <= UINT16_MAX;
+}
+
+int journal_add(struct journal *j, const struct meta_record *rec)
+{
+	struct disk_header *h = j->hdr;
+	uint32_t used = h->tail - h->head;
+
+	if (used) {
+		struct meta_record *last = &j->rec[(h->tail - 1) % h->room];
+
+		if (continues(last, rec)) {
+			__atomic_store_n(&last->count, (uint16_t)(last->count + rec->count),
+					 __ATOMIC_RELEASE);
+			return 0;
+		}
+	}
+	if (j->was_full || used >= h->room) {
+		j->was_full = true;
+		return -ENOSPC;
+	}
+	j->rec[h->tail % h->room] = *rec;
+	__atomic_store_n(&h->tail, h->tail + 1, __ATOMIC_RELEASE);
+	return 0;
+}
+
+void journal_drop(struct journal *j, uint64_t epoch_durable)
+{
+	struct disk_header *h = j->hdr;
+	uint32_t head = h->head;
+
+	while (head != h->tail && (int32_t)(j->rec[head % h->room].epoch_low - (uint32_t)epoch_durable) <= 0)
+		head++;
+	__atomic_store_n(&h->head, head, __ATOMIC_RELEASE);
+}
+
+bool journal_is_full(const struct journal *j)
+{
+	uint32_t used = j->hdr->tail - j->hdr->head;
+
+	return used > j->hdr->room - j->hdr->room / 4 || (j->was_full && used);
+}
+
+/* room may change only while the ring is empty: else records would move under a successor's eyes. Once it was
+ * full, nothing is added until the commits that its fullness causes have emptied it. */
+void journal_relieve(struct journal *j)
+{
+	struct disk_header *h = j->hdr;
+	uint32_t room = h->room * 2;
+
+	if (!j->was_full || (h->head != h->tail && room <= JOURNAL_RECORDS_MAX))
+		return;
+	j->was_full = false;
+	if (room > JOURNAL_RECORDS_MAX)
+		return;
+	if (j->fd >= 0 && posix_fallocate(j->fd, 0, (off_t)bytes_for(room)) != 0)
+		return;
+	__atomic_store_n(&h->room, room, __ATOMIC_RELEASE);
+}
