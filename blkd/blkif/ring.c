@@ -50,14 +50,23 @@ static unsigned char *entry_of(const struct blkif_ring *r, uint32_t idx)
 	       (size_t)(idx & (r->entries - 1)) * r->entry_bytes;
 }
 
-/* The one read of a request from shared memory. */
+/* The one read of a request from shared memory: a relaxed atomic load of each word cannot be repeated by the
+ * compiler. */
 static void copy_entry(const struct blkif_ring *r, uint32_t idx,
 		       uint32_t raw[static BLKIF_ENTRY_MAX_BYTES / 4])
 {
-	const volatile uint32_t *from = (const volatile uint32_t *)(const volatile void *)entry_of(r, idx);
+	const uint32_t *from = (const uint32_t *)(const void *)entry_of(r, idx);
 
 	for (unsigned i = 0; i < r->entry_bytes / 4; i++)
-		raw[i] = from[i];
+		raw[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+}
+
+static void put_response(const struct blkif_ring *r, uint32_t idx, const uint32_t *rsp)
+{
+	uint32_t *to = (uint32_t *)(void *)entry_of(r, idx);
+
+	for (unsigned i = 0; i < blkif_response_bytes(r->conn->abi) / 4; i++)
+		__atomic_store_n(&to[i], rsp[i], __ATOMIC_RELAXED);
 }
 
 /* Operation and count: what can be told without segments. Fills the slot's op. 0 or -errno; *n_segs: pieces
@@ -220,7 +229,7 @@ enum ring_take ring_take(struct blkif_ring *r)
 	rc = check_header(&c->limits, &q, &wanted, &n_segs);
 	/* The length is not known yet if the segments are indirect; whole pages are its bound. */
 	if (rc == 0 && n_segs &&
-	    !dev_buf_get(c->transport.dev, &c->transport, (uint64_t)n_segs * HYP_PAGE_BYTES, &wanted.buf))
+	    !dev_buf_get(c->dev, &c->transport, (uint64_t)n_segs * HYP_PAGE_BYTES, &wanted.buf))
 		return RING_NO_BUFFER;
 	s = consume(r, raw, &q);
 	if (rc == 0) {
@@ -259,10 +268,10 @@ void ring_answer(struct blkif_slot *s, int result)
 	struct blkif_ring *r = s->ring;
 	struct blkif_conn *c = r->conn;
 	int16_t status = blkif_status_of(result);
-	unsigned char rsp[BLKIF_RESPONSE_MAX_BYTES];
+	uint32_t rsp[BLKIF_RESPONSE_MAX_BYTES / 4];
 
 	if (s->req.buf.mem)
-		dev_buf_put(c->transport.dev, &s->req.buf);
+		dev_buf_put(c->dev, &s->req.buf);
 	if (r->journal) {
 		struct ring_slot *j = ring_journal_slot(r->journal, s->index);
 
@@ -273,7 +282,7 @@ void ring_answer(struct blkif_slot *s, int result)
 		__atomic_store_n(&j->state, RING_SLOT_DONE, __ATOMIC_RELEASE);
 	}
 	blkif_encode_response(c->abi, s->id, s->rsp_op, status, rsp);
-	memcpy(entry_of(r, r->rsp_prod), rsp, blkif_response_bytes(c->abi));
+	put_response(r, r->rsp_prod, rsp);
 	r->rsp_prod++;
 	if (r->answered_tail == NO_SLOT)
 		r->answered_head = s->index;

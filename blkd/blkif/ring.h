@@ -99,6 +99,7 @@ struct blkif_counters {	  /* device thread writes, others read: relaxed atomics 
 
 struct blkif_conn {
 	struct transport transport; /* first */
+	struct dev *dev;	    /* set by blkif_conn_attach */
 	enum blkif_abi abi;
 	struct blkif_limits limits;
 	unsigned n_rings, next_ring; /* next_ring: where the next fetch begins */
@@ -180,6 +181,10 @@ struct blkif_connect {
 /* Maps rings, binds channels, allocates all that the hot path needs. May block on the hypervisor. The caller
  * attaches ->transport. */
 int blkif_conn_create(const struct blkif_connect *, struct blkif_conn **, struct err *);
+/* Hands the connection to the device thread / asks for it back: BLKIF_EV_DETACHED follows. -EAGAIN: the
+ * device's mailbox is full, try again later. Do not block. */
+int blkif_conn_attach(struct blkif_conn *, struct dev *);
+int blkif_conn_detach(struct blkif_conn *);
 /* After BLKIF_EV_DETACHED, or if it was never attached. */
 void blkif_conn_destroy(struct blkif_conn *, struct hyp *);
 

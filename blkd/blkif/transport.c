@@ -148,7 +148,7 @@ static bool throttle(struct blkif_ring *r)
 	if (!c->timer_armed) {
 		if (timerfd_settime(c->timer.fd, 0, &once, NULL) < 0)
 			return false;
-		dev_poll_arm(c->transport.dev, &c->timer, &c->transport);
+		dev_poll_arm(c->dev, &c->timer, &c->transport);
 		c->timer_armed = true;
 	}
 	r->throttled = true;
@@ -161,7 +161,7 @@ static void listen_ring(struct blkif_ring *r)
 
 	r->acked = false;
 	hyp_unmask(r->channel);
-	dev_poll_arm(c->transport.dev, &r->poll, &c->transport);
+	dev_poll_arm(c->dev, &r->poll, &c->transport);
 }
 
 /* Puts drained rings to sleep. Returns whether one of them has something after all. */
@@ -277,9 +277,9 @@ static void blkif_detached(struct transport *t)
 
 	for (unsigned i = 0; i < c->n_rings; i++) {
 		ring_publish(&c->rings[i]);
-		dev_poll_disarm(t->dev, &c->rings[i].poll);
+		dev_poll_disarm(c->dev, &c->rings[i].poll);
 	}
-	dev_poll_disarm(t->dev, &c->timer);
+	dev_poll_disarm(c->dev, &c->timer);
 	c->report(c->report_ctx, BLKIF_EV_DETACHED);
 }
 
@@ -346,6 +346,31 @@ static void ring_close(struct blkif_ring *r, struct hyp *hyp)
 		ring_journal_close(r->journal, false);
 	free(r->slots);
 	free(r->segs);
+}
+
+static void attach_now(struct dev *d, void *conn)
+{
+	struct blkif_conn *c = conn;
+
+	dev_attach(d, &c->transport);
+}
+
+static void detach_now(struct dev *d, void *conn)
+{
+	struct blkif_conn *c = conn;
+
+	dev_detach(d, &c->transport);
+}
+
+int blkif_conn_attach(struct blkif_conn *c, struct dev *d)
+{
+	c->dev = d;
+	return dev_post(d, attach_now, c);
+}
+
+int blkif_conn_detach(struct blkif_conn *c)
+{
+	return dev_post(c->dev, detach_now, c);
 }
 
 void blkif_conn_destroy(struct blkif_conn *c, struct hyp *hyp)
