@@ -166,7 +166,7 @@ static void geometry_follows_the_specification(void **state)
 		uint64_t size, sectors;
 	} known[] = {
 	    {100ull << 20, 104761344 / 512}, /* qemu's view of a vhd-util image of 100 MiB */
-	    {127ull << 30, 65535ull * 16 * 255},
+	    {128ull << 30, 65535ull * 16 * 255},
 	    {2040ull << 30, 65535ull * 16 * 255},
 	    {2ull << 20, 60 * 4 * 17},
 	};
