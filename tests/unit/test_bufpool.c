@@ -160,7 +160,7 @@ static void *churn(void *arg)
 
 			/* Nobody else wrote into either end while it was ours. */
 			if (m[0] != id || m[b->cap_bytes - 1] != id)
-				return b; /* two holders */
+				return arg; /* two holders */
 			bufpool_put(p, b);
 		} else if (bufpool_get(p, 1 + (unsigned)rand_r(&seed) % MIB, b)) {
 			((unsigned char *)b->mem)[0] = id;
