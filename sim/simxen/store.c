@@ -313,6 +313,13 @@ void store_forget_domain(uint32_t domid)
 	}
 }
 
+static int shorter_first(const void *a, const void *b)
+{
+	size_t la = strlen(*(char *const *)a), lb = strlen(*(char *const *)b);
+
+	return (la > lb) - (la < lb);
+}
+
 void store_each_owned(uint32_t domid, void (*fn)(const char *path))
 {
 	char **paths = NULL;
@@ -325,6 +332,8 @@ void store_each_owned(uint32_t domid, void (*fn)(const char *path))
 			paths = must_realloc(paths, (n ? 2 * n : 1) * sizeof(*paths));
 		paths[n++] = must_strdup(e->path);
 	}
+	if (n)
+		qsort(paths, n, sizeof(*paths), shorter_first);
 	for (size_t i = 0; i < n; i++) {
 		fn(paths[i]);
 		free(paths[i]);

@@ -101,7 +101,8 @@ int tx_commit(struct tx *tx);
 /* A domain is no more: every permission that names it is dead, in transactions too, where it also owns no
  * node any more. */
 void store_forget_domain(uint32_t domid);
-/* Calls `fn` with each path that `domid` owns; `fn` may change the store. */
+/* Calls `fn` with each path that `domid` owned at the call, ancestors before what is below them; `fn` may
+ * change the store. */
 void store_each_owned(uint32_t domid, void (*fn)(const char *path));
 
 #endif

@@ -379,7 +379,7 @@ static void client_that_never_reads_is_cut_off(void **state)
 		if (send(fd, &q, sizeof(q), MSG_NOSIGNAL) < 0)
 			break;
 	assert_true(i < 100000);
-	assert_int_equal(errno, EPIPE);
+	assert_true(errno == EPIPE || errno == ECONNRESET);
 	close(fd);
 	grant_pages(&w->g, 8, 0, 1, 0, 0);
 }
