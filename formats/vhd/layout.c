@@ -294,7 +294,7 @@ static int header_judge_locators(const struct vhd_header_info *h, struct err *e)
 			return err_set(e, -EINVAL,
 				       "parent locator %u has the unknown platform code 0x%08" PRIx32, i,
 				       l->code);
-		if (l->code == VHD_LOC_NONE)
+		if (l->code == VHD_LOC_NONE || !l->len_bytes)
 			continue;
 		if (l->len_bytes > vhd_locator_room(l->space))
 			return err_set(e, -EINVAL,
