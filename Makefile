@@ -61,7 +61,7 @@ CTESTS    := $(CTEST_SRC:%.c=$(B)/%)
 CRASH_SRC := $(sort $(wildcard tests/crash/*.c))
 CRASHTEST := $(if $(CRASH_SRC),$(B)/tests/crash/crashtest)
 
-.PHONY: all tests deps demo check check-asan check-tsan check-aio check-crash fuzz soak bench lint format install clean
+.PHONY: all tests deps demo check check-asan check-tsan check-aio check-crash fuzz bench lint format install clean
 .SECONDARY:
 all: $(PROGS:%=$(B)/%) $(B)/libblkd.a
 tests: all $(CTESTS) $(CRASHTEST)
@@ -94,23 +94,29 @@ $(B)/tests/crash/crashtest: $(CRASH_SRC:%.c=$(B)/%.o) $(B)/libblkd.a
 deps:
 	@tests/deps $(DEPS)
 
-demo: deps all
-	@tests/demo $(KEEP)
+# deps comes first, alone: what is built after it may need what it installs.
+demo: deps
+	@$(MAKE) --no-print-directory all
+	@tests/demo/run $(B) $(KEEP)
 
-check: deps tests
+check: deps
+	@$(MAKE) --no-print-directory tests
 	@tests/run $(B)
-check-aio: deps tests
+check-aio: deps
+	@$(MAKE) --no-print-directory tests
 	@BLKD_ENGINE=aio tests/run $(B) integ
 check-asan check-tsan: check-%: deps
 	@$(MAKE) --no-print-directory VARIANT=$* tests
 	@tests/run build/$*
-check-crash: deps tests
+check-crash: deps
+	@$(MAKE) --no-print-directory tests
 	@tests/crash/run-long $(B)
 fuzz: deps
 	@tests/fuzz/run
 lint: deps
 	@tests/lint/run
-bench: deps all
+bench: deps
+	@$(MAKE) --no-print-directory all
 	@bench/run $(B)
 
 format:
