@@ -257,6 +257,13 @@ static void entries_overlap(struct mem_file *f)
 	tv_poke32(f, TV_BAT + 4 * 5, tv_peek32(f, TV_BAT + 4 * 3) - 1);
 }
 
+static void entries_share_a_sector(struct mem_file *f)
+{
+	tv_add_block(f, 5, ones);
+	tv_add_block(f, 3, ones);
+	tv_poke32(f, TV_BAT + 4 * 3, tv_peek32(f, TV_BAT + 4 * 5) + 4096);
+}
+
 static void entry_beyond_disk(struct mem_file *f)
 {
 	tv_add_block(f, 9, ones);
@@ -381,6 +388,7 @@ static const struct lie of_any[] = {
     {"BAT entry 4", "BAT: run blkimg check", entry_in_bat},
     {"BAT entries 3 and 7", "overlap", entries_equal},
     {"BAT entries 5 and 3", "overlap", entries_overlap},
+    {"BAT entries 5 and 3", "overlap", entries_share_a_sector},
     {"BAT entry 9", "ends with block 8", entry_beyond_disk},
     {"names a parent", "contradict", parent_in_dynamic},
     {"names a parent", "contradict", locator_in_dynamic},
