@@ -1,5 +1,5 @@
-/* HOT PATH: no malloc, no log, no syscall but io_submit, epoll_wait, io_getevents and epoll_ctl, no lock but
- * the worker box's. */
+/* HOT PATH: no malloc, no log, no syscall but io_submit, epoll_wait and io_getevents, and for polls
+ * epoll_ctl, dup and close; no lock but the worker box's. */
 /*
  * The libaio engine, for kernels without io_uring: a turn is one io_submit, one epoll_wait over the
  * completion eventfd and the polls, and one io_getevents when completions were signalled.

@@ -21,7 +21,6 @@ struct aio {
 	struct io_worker_box box;
 	struct list armed;     /* polls that are in the epoll set and enabled */
 	struct list ready_now; /* polls that were ready, or in error, when armed */
-	struct list failed;    /* operations that the kernel refused at submission */
 };
 
 _Static_assert(sizeof(struct iocb) <= sizeof(((struct io *)0)->engine_priv),

@@ -87,7 +87,6 @@ int aio_create(unsigned depth, struct io_engine **out, struct err *e)
 	a->epoll_fd = a->event_fd = -1;
 	list_init(&a->armed);
 	list_init(&a->ready_now);
-	list_init(&a->failed);
 	a->queued = calloc(depth, sizeof(*a->queued));
 	a->events = calloc(depth, sizeof(*a->events));
 	ret = a->queued && a->events ? io_worker_box_init(&a->box) : -ENOMEM;
