@@ -238,6 +238,18 @@ static void entry_in_header(struct mem_file *f)
 	tv_poke32(f, TV_BAT + 4 * 4, 2);
 }
 
+static void entry_ends_in_bat_sector(struct mem_file *f)
+{
+	tv_add_block(f, 3, ones);
+	tv_poke32(f, TV_BAT + 4 * 4, 3);
+	tv_poke64(f, TV_HDR + 16, 1536 + 4096ull * 512); /* the BAT moves to the last sector of that slot */
+	tv_fix_header(f);
+	tv_poke32(f, 1536 + 4096ull * 512 + 4 * 4, 3);
+	for (unsigned i = 0; i < 128; i++)
+		if (i != 4)
+			tv_poke32(f, 1536 + 4096ull * 512 + 4 * i, VHD_BAT_FREE);
+}
+
 static void entry_in_bat(struct mem_file *f)
 {
 	tv_add_block(f, 3, ones);
