@@ -398,6 +398,7 @@ static const struct lie of_any[] = {
     {"BAT entry 4", "footer copy", entry_in_front},
     {"BAT entry 4", "header", entry_in_header},
     {"BAT entry 4", "BAT: run blkimg check", entry_in_bat},
+    {"BAT entry 4", "BAT: run blkimg check", entry_ends_in_bat_sector},
     {"BAT entries 3 and 7", "overlap", entries_equal},
     {"BAT entries 5 and 3", "overlap", entries_overlap},
     {"BAT entries 5 and 3", "overlap", entries_share_a_sector},
