@@ -133,7 +133,7 @@ static int write_ring(struct guest *g, uint32_t tx, const char *dir, const struc
 
 static int write_rings(struct guest *g, struct vbd *v, uint32_t tx)
 {
-	char dir[PATH_BYTES + 16];
+	char dir[PATH_BYTES + 32];
 	int err = 0;
 
 	if (v->ring[0].order)

@@ -154,14 +154,26 @@ int toolstack_detach(struct guest *g, struct vbd *v)
 	return transact(g, v, write_detach);
 }
 
+/* Removes a node, and its parent if that is empty then, as libxl does: backend/<kind>/<domid> must not
+ * outlive its disks. */
+static void remove_with_parent(struct xw *x, char *path)
+{
+	char *slash = strrchr(path, '/');
+
+	xw_rm(x, 0, path);
+	*slash = 0;
+	if (xw_is_empty_dir(x, path))
+		xw_rm(x, 0, path);
+}
+
 void toolstack_remove(struct guest *g, struct vbd *v)
 {
 	char path[PATH_BYTES];
 
 	fe_path(g, v, path, sizeof(path));
-	xw_rm(&g->dom0, 0, path);
+	remove_with_parent(&g->dom0, path);
 	be_path(g, v, path, sizeof(path));
-	xw_rm(&g->dom0, 0, path);
+	remove_with_parent(&g->dom0, path);
 }
 
 void toolstack_show_error(struct guest *g, struct vbd *v)

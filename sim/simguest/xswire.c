@@ -210,6 +210,15 @@ int xw_rm(struct xw *x, uint32_t tx, const char *path)
 	return talk(x, XS_RM, tx, path, strlen(path) + 1, NULL);
 }
 
+bool xw_is_empty_dir(struct xw *x, const char *path)
+{
+	char *names = NULL;
+	bool empty = !talk(x, XS_DIRECTORY, 0, path, strlen(path) + 1, &names) && !*names;
+
+	free(names);
+	return empty;
+}
+
 int xw_set_perms(struct xw *x, uint32_t tx, const char *path, uint32_t owner, uint32_t reader)
 {
 	char payload[1024];

@@ -33,6 +33,8 @@ int xw_printf(struct xw *x, uint32_t tx, const char *dir, const char *node, cons
     __attribute__((format(printf, 5, 6)));
 int xw_mkdir(struct xw *x, uint32_t tx, const char *path);
 int xw_rm(struct xw *x, uint32_t tx, const char *path);
+/* True if the node is there and has no children. */
+bool xw_is_empty_dir(struct xw *x, const char *path);
 
 /* Owner `owner` with no access for others, and read access for `reader`: "n<owner>", "r<reader>". */
 int xw_set_perms(struct xw *x, uint32_t tx, const char *path, uint32_t owner, uint32_t reader);
