@@ -40,6 +40,7 @@ static int gaps_fill(struct vhd *v, const uint32_t *sorted, uint32_t n, struct e
 	uint64_t at = v->meta_end, last_end = 0;
 
 	s->n_gaps = s->gap_i = 0;
+	s->n_freed = 0; /* what the replay's commit freed is a gap like any other */
 	for (uint32_t i = 0; i < n; i++) {
 		uint64_t start = (uint64_t)sorted[i] * SECTOR_BYTES;
 
