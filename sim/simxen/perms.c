@@ -2,6 +2,7 @@
 #include "sim/simxen/xs.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const char letters[] = "nrwb"; /* indexed by PERM_READ | PERM_WRITE */
@@ -22,21 +23,20 @@ uint8_t perms_of(const struct domain *who, const struct perm *perms, unsigned np
 static int parse_one(const char *s, struct perm *out)
 {
 	const char *letter = *s ? strchr(letters, *s) : NULL;
-	uint32_t domid = 0;
+	unsigned long domid;
+	char *end;
 
-	if (!letter || s[1] == '\0' || strlen(s) > 6)
+	if (!letter || s[1] < '0' || s[1] > '9')
 		return -EINVAL;
-	for (const char *p = s + 1; *p; p++) {
-		if (*p < '0' || *p > '9')
-			return -EINVAL;
-		domid = domid * 10 + (uint32_t)(*p - '0');
-	}
-	if (domid >= DOMID_LIMIT)
+	errno = 0;
+	domid = strtoul(s + 1, &end, 0);
+	if (*end != '\0' || errno || domid > UINT32_MAX)
 		return -EINVAL;
 	/* A domain that does not exist cannot be given anything: whoever bears its id later is somebody else.
 	 */
-	*out =
-	    (struct perm){.domid = domid, .bits = (uint8_t)(letter - letters), .dead = !domain_find(domid)};
+	*out = (struct perm){.domid = (uint32_t)domid,
+			     .bits = (uint8_t)(letter - letters),
+			     .dead = !domain_find((uint32_t)domid)};
 	return 0;
 }
 
@@ -45,9 +45,7 @@ int perms_parse(const char *strings, unsigned n, struct perm *out)
 	for (unsigned i = 0; i < n; i++, strings += strlen(strings) + 1)
 		if (parse_one(strings, &out[i]) < 0)
 			return -EINVAL;
-	if (n && out[0].dead)
-		out[0] = (struct perm){.domid = 0, .bits = out[0].bits};
-	return 0;
+	return n && out[0].dead ? -ENOENT : 0;
 }
 
 size_t perms_format(const struct perm *perms, unsigned nperms, char *out, size_t out_bytes)

@@ -118,18 +118,9 @@ static int do_read(struct xs_conn *c, struct request *r)
 static int do_get_perms(struct xs_conn *c, struct request *r)
 {
 	char out[XENSTORE_PAYLOAD_MAX];
-	const struct perm *perms;
 	const struct node *n;
-	unsigned nperms;
-	int rc;
+	int rc = get_node(c, r, only_arg(r), &n);
 
-	if (r->hdr.len && r->data[0] == '@') {
-		rc = only_arg(r) ? special_get_perms(c->dom, r->data, &perms, &nperms) : -EINVAL;
-		if (rc == 0)
-			xs_reply(c, r, out, perms_format(perms, nperms, out, sizeof(out)));
-		return rc;
-	}
-	rc = get_node(c, r, only_arg(r), &n);
 	if (rc == 0)
 		xs_reply(c, r, out, perms_format(n->perms, n->nperms, out, sizeof(out)));
 	return rc;
@@ -375,7 +366,7 @@ static int do_introduce(struct xs_conn *c, struct request *r)
 		return -EINVAL;
 	d = domain_arg(r->data);
 	if (!d)
-		return -EINVAL;
+		return -ENOENT;
 	rc = domain_introduce(d);
 	if (rc == 0)
 		xs_ack(c, r);

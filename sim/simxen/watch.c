@@ -45,19 +45,6 @@ int special_set_perms(const struct domain *who, const char *name, const struct p
 	return 0;
 }
 
-int special_get_perms(const struct domain *who, const char *name, const struct perm **perms, unsigned *nperms)
-{
-	const struct special *s = special_find(name);
-
-	if (!s)
-		return -EINVAL;
-	if (!(perms_of(who, s->perms, s->nperms) & PERM_READ))
-		return -EACCES;
-	*perms = s->perms;
-	*nperms = s->nperms;
-	return 0;
-}
-
 int watch_add(struct xs_conn *c, const char *path, unsigned rel_bytes, const char *token, struct watch **out)
 {
 	struct domain *d = c->dom;
@@ -164,7 +151,8 @@ void watch_fire(struct tx *tx, const char *path, bool exact, const struct node *
 void watch_fire_committed(const struct tx *tx)
 {
 	for (const struct entry *e = tx->map.first; e; e = e->next)
-		if (e->fire)
+		/* What came and went within the transaction never was. */
+		if (e->fire && (e->base || e->now))
 			emit(e->path, e->fire_exact, e->base);
 }
 

@@ -100,12 +100,11 @@ void watch_fire(struct tx *tx, const char *path, bool exact, const struct node *
 void watch_fire_special(const char *name);
 void watch_fire_committed(const struct tx *tx);
 int special_set_perms(const struct domain *who, const char *name, const struct perm *perms, unsigned nperms);
-int special_get_perms(const struct domain *who, const char *name, const struct perm **perms,
-		      unsigned *nperms);
 
 /* perms.c */
 uint8_t perms_of(const struct domain *who, const struct perm *perms, unsigned nperms);
-int perms_parse(const char *strings, unsigned n, struct perm *out); /* n NUL-terminated strings */
+/* n NUL-terminated strings. -EINVAL: malformed; -ENOENT: the owner does not exist. */
+int perms_parse(const char *strings, unsigned n, struct perm *out);
 size_t perms_format(const struct perm *perms, unsigned nperms, char *out,
 		    size_t out_bytes); /* bytes, NULs included */
 

@@ -347,7 +347,7 @@ static void reborn_domid_inherits_no_permission(void **state)
 	assert_non_null(gx);
 	FAILS(xs_raw_read(gx, 0, "/conf/n"), EACCES);
 	OK(xs_raw_tx_end(x, tx, true));
-	FAILS(xs_raw_read(gx, 0, "/conf/t"), EACCES);
+	FAILS(xs_raw_read(gx, 0, "/conf/t"), EACCES); /* the C xenstored 4.17 is less strict here */
 	/* Not even when the node is written again, with the permissions it had. */
 	OK(xs_raw_write(x, 0, "/conf/n", "w"));
 	FAILS(xs_raw_read(gx, 0, "/conf/n"), EACCES);
