@@ -86,7 +86,7 @@ static int may_join(const struct devtab_entry *t, const struct devtab_opts *o, s
 			return err_set(e, -EBUSY,
 				       "%s is being read by %s: a writer would change it under its feet",
 				       o->path, r->user);
-		if (!t->writable || (o->shared && r->shared))
+		if (!t->writable || o->shared || r->shared)
 			continue;
 		return err_set(e, -EBUSY, "%s is in use for writing by %s", o->path, r->user);
 	}
