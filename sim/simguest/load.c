@@ -199,8 +199,6 @@ static bool finished(struct load *l)
 			  "no answer for %" PRIu32 " s with %" PRIu32 " operations in flight",
 			  l->g->opt->io_timeout_s, l->ph->iodepth - l->nfree);
 		l->aborted = true;
-		for (unsigned q = 0; q < l->v->nrings; q++)
-			l->v->ring[q].broken = true;
 	}
 	return l->aborted || (l->exhausted && !l->pending && l->nfree == l->ph->iodepth);
 }
@@ -322,6 +320,8 @@ int load_run(struct guest *g, const struct phase *ph, struct phase_result *res)
 		for (unsigned q = 0; q < v->nrings; q++) {
 			res[i].notifies += v->ring[q].notifies;
 			v->ring[q].notifies = 0;
+			/* Answers still to come would name operations that are no more. */
+			v->ring[q].broken |= loads[i].aborted;
 		}
 		res[i].cut_short = loads[i].aborted || v->closing || v->gone;
 		if (v->closing && !v->gone && !g->opt->expect_close)

@@ -46,7 +46,10 @@ int main(int argc, char **argv)
 		options_free(&opt);
 		return EXIT_SETUP;
 	}
-	printf("simguest: domain %" PRIu32 "\n", guest.hyp.domid);
+	/* First of all, so that whoever plugs the disks knows where; on stdout, unless that is for the report
+	 * alone. */
+	fprintf(opt.json && !strcmp(opt.json, "-") ? stderr : stdout, "simguest: domain %" PRIu32 "\n",
+		guest.hyp.domid);
 	fflush(stdout);
 	report.domid = guest.hyp.domid;
 	report.exit_code = session_run(&guest, &report);

@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -89,9 +90,12 @@ struct simback {
 	enum mischief mischief;
 	unsigned trigger; /* the mischief strikes at this many requests of its kind */
 	uint64_t grow_at, grown_sectors;
+	uint64_t term_after; /* requests, then SIGTERM to the guest; 0: never */
+	uint32_t only_devid; /* 0: any disk */
 
-	char dir[64], be[128], fe[128];
+	char be[128], fe[128];
 	int hyp;
+	pid_t guest;
 	struct xs_handle *xs;
 	uint32_t domid, devid;
 	uint64_t npages;
@@ -220,7 +224,7 @@ static bool sb_find_in(struct simback *b, uint32_t domid)
 		b->devid = (uint32_t)strtoul(dev[i], NULL, 10);
 		snprintf(b->be, sizeof(b->be), "/local/domain/0/backend/" SB_KIND "/%u/%u", domid, b->devid);
 		snprintf(b->fe, sizeof(b->fe), "/local/domain/%u/device/vbd/%u", domid, b->devid);
-		found = sb_read(b, b->be, "state", 0) == 1;
+		found = (!b->only_devid || b->devid == b->only_devid) && sb_read(b, b->be, "state", 0) == 1;
 	}
 	free(dev);
 	if (!found)
@@ -650,6 +654,10 @@ static void sb_midway(struct simback *b)
 		xs_rm(b->xs, XBT_NULL, b->be);
 		b->state = 7; /* says nothing more */
 	}
+	if (b->term_after && b->requests > b->term_after) {
+		b->term_after = 0;
+		kill(b->guest, SIGTERM);
+	}
 	if (b->grow_at && b->requests > b->grow_at) {
 		b->grow_at = 0;
 		b->sectors = b->grown_sectors;
@@ -658,14 +666,16 @@ static void sb_midway(struct simback *b)
 	}
 }
 
-/* Plays the backend until process `pid` has ended; returns its exit code, or -1 when a signal ended it. */
+/* Plays the backend until process `pid` has ended; returns its exit code, or -1 when a signal ended it. pid
+ * 0: until it closes. */
 static int sb_serve(struct simback *b, pid_t pid)
 {
-	int status;
+	int status = 0;
 
 	b->be[0] = 0;
+	b->guest = pid;
 	b->state = b->struck = 0;
-	while (waitpid(pid, &status, WNOHANG) == 0) {
+	while (pid ? waitpid(pid, &status, WNOHANG) == 0 : b->state != 6) {
 		struct pollfd pfd[1 + SB_QUEUES] = {{.fd = xs_fileno(b->xs), .events = POLLIN}};
 		bool busy = false;
 		uint64_t drop;

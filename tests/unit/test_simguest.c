@@ -258,6 +258,60 @@ static void a_disk_can_be_closed_and_opened_again(void **state)
 	assert_int_equal(t->back.connects, 3);
 }
 
+/* A second backend process for the second disk. */
+static pid_t serve_devid(uint32_t devid)
+{
+	pid_t pid = fork();
+	struct simback b;
+
+	if (pid)
+		return pid;
+	if (sb_start(&b, server.dir))
+		_exit(1);
+	b.only_devid = devid;
+	sb_serve(&b, 0);
+	_exit(0);
+}
+
+static void one_guest_has_several_disks(void **state)
+{
+	struct bench *t = *state;
+	pid_t other = serve_devid(51728);
+	json_t *disk;
+	int status;
+
+	t->back.only_devid = 51712;
+	expect_green(t, "--disk ram:a " DISK "--phase rw=randrw,ios=1000 --phase readall");
+	assert_int_equal(waitpid(other, &status, 0), other);
+	assert_int_equal(status, 0);
+	disk = json_array_get(json_object_get(t->report, "disks"), 1);
+	assert_string_equal(json_string_value(json_object_get(disk, "name")), "xvdb");
+	assert_int_equal(json_integer_value(json_object_get(json_object_get(t->report, "totals"), "ops")),
+			 2 * (1000 + SB_SECTORS / 8));
+}
+
+static void abandoned_domains_die_without_a_word(void **state)
+{
+	struct bench *t = *state;
+
+	expect_green(t, DISK "--rw randrw --ios 500 --abandon");
+	assert_int_equal(t->back.state, 4);
+}
+
+static void sigterm_ends_load_and_hold_in_order(void **state)
+{
+	struct bench *t = *state;
+
+	t->back.term_after = 500;
+	expect_green(t, DISK "--rw randrw --runtime 60");
+	assert_int_equal(t->back.state, 6);
+	t->back.requests = 0;
+	t->back.term_after = 99;
+	memset(t->back.disk, 0, SB_SECTORS * 512);
+	expect_green(t, DISK "--ios 100 --hold");
+	assert_int_equal(t->back.state, 6);
+}
+
 static void growth_of_a_live_disk_is_noticed(void **state)
 {
 	struct bench *t = *state;
@@ -499,6 +553,9 @@ int main(void)
 	    T(busy_polling_needs_no_events),
 	    T(a_disk_can_be_closed_and_opened_again),
 	    T(growth_of_a_live_disk_is_noticed),
+	    T(one_guest_has_several_disks),
+	    T(abandoned_domains_die_without_a_word),
+	    T(sigterm_ends_load_and_hold_in_order),
 	    T(a_backend_without_features_is_used_without_them),
 	    T(a_failed_write_is_old_or_new),
 	    T(a_read_only_disk_refuses_writes),
