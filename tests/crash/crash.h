@@ -107,6 +107,8 @@ struct run {
 	struct request req[MAX_REQS];
 	unsigned n_req;
 	bool together; /* submitted all at once; else one after the other */
+	struct replay_fault fault; /* nth 0: none; matches asynchronous operations of fault_op on the leaf */
+	enum io_op fault_op;
 	struct mark *mark;
 	unsigned n_marks, cap_marks;
 	struct point *point;

@@ -50,9 +50,11 @@ static struct explorer *current;
 static void on_abort(int sig)
 {
 	if (current)
-		fprintf(stderr, "FAIL crashtest --seed %llu --workload %llu --state %llu: the process was stopped by signal %d [%s]\n",
-			(unsigned long long)current->o->seed, (unsigned long long)current->w, (unsigned long long)current->number, sig,
-			current->plan);
+		fprintf(stderr,
+			"FAIL crashtest --seed %llu --workload %llu --state %llu: the process was stopped by "
+			"signal %d [%s]\n",
+			(unsigned long long)current->o->seed, (unsigned long long)current->w,
+			(unsigned long long)current->number, sig, current->plan);
 	signal(sig, SIG_DFL);
 	raise(sig);
 }

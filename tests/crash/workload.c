@@ -13,6 +13,7 @@
 #include "blkd/cache.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -204,6 +205,42 @@ static void plan_verb(struct run *r, const struct tree_cfg *c, enum verb v, uint
 	}
 }
 
+static bool fault_hits(void *ctx, const struct replay_rec *rec)
+{
+	const struct run *r = ctx;
+
+	return !rec->sync && !rec->file && rec->op == r->fault_op;
+}
+
+/* One run in five meets one fault of the storage. */
+static void plan_fault(struct run *r, uint64_t *rng)
+{
+	uint64_t f = crash_rnd(rng);
+
+	r->fault = (struct replay_fault){.match = fault_hits, .ctx = r, .error = EIO};
+	if (f % 5)
+		return;
+	switch (f / 8 % 4) {
+	case 0:
+	case 1:
+		r->fault_op = IO_WRITE;
+		r->fault.kind = f & 1u << 20 ? REPLAY_FAIL : REPLAY_FAIL_TORN;
+		r->fault.nth = 1 + (unsigned)(f >> 8) % 8;
+		break;
+	case 2:
+		r->fault_op = IO_FLUSH;
+		r->fault.kind = REPLAY_FAIL;
+		r->fault.nth = 1 + (unsigned)(f >> 8) % 4;
+		break;
+	default:
+		r->fault_op = IO_EXTEND;
+		r->fault.kind = REPLAY_FAIL;
+		r->fault.error = ENOSPC;
+		r->fault.nth = 1;
+		break;
+	}
+}
+
 const char *workload_plan(uint64_t seed, uint64_t w, struct run *r, const struct tree_cfg **cfg, char *text,
 			  size_t n)
 {
@@ -235,11 +272,16 @@ const char *workload_plan(uint64_t seed, uint64_t w, struct run *r, const struct
 		while (n_verbs < len)
 			verbs[n_verbs++] = (unsigned)(crash_rnd(&rng) % VERBS);
 	}
+	plan_fault(r, &rng);
 	r->n_req = 0;
 	r->together = crash_rnd(&rng) & 1;
 	same = k < N_SEQUENCES && crash_rnd(&rng) & 1;
-	at = (size_t)snprintf(text, n, "%s%s%s:", (*cfg)->name, r->together ? " at-once" : "",
+	at = (size_t)snprintf(text, n, "%s%s%s", (*cfg)->name, r->together ? " at-once" : "",
 			      same ? " same-block" : "");
+	if (r->fault.nth)
+		at += (size_t)snprintf(text + at, n - at, " fault(op %d, number %u, kind %d)",
+				       (int)r->fault_op, r->fault.nth, (int)r->fault.kind);
+	at += (size_t)snprintf(text + at, n - at, ":");
 	for (unsigned i = 0; i < n_verbs; i++) {
 		plan_verb(r, *cfg, verbs[i], &rng, same);
 		if (at < n)
@@ -356,7 +398,7 @@ static void guest_respond(struct transport *t, struct blkreq *b)
 	add_mark(g, MARK_ANSWER, i, b->status, durable);
 	if (b->status == 0 && (b->op == BLK_FLUSH || b->op == BLK_BARRIER))
 		g->flushed = true;
-	if (b->status && !g->run->failure[0])
+	if (b->status && !g->run->failure[0] && !replay_fault_hits(g->run->replay))
 		snprintf(g->run->failure, sizeof(g->run->failure),
 			 "request %u was answered %d without a fault", i, b->status);
 	g->open--;
@@ -394,6 +436,7 @@ static bool guest_open(struct guest *g)
 			      .writable = true,
 			      .run_dir = g->host->run_dir,
 			      .opener = replay_opener(r->replay),
+			      .poison_clear = true,
 			      .cache = g->host->cache};
 	struct dev_opts dopts = {.name = "crash",
 				 .engine = &io_replay_engine,
@@ -423,10 +466,11 @@ static bool guest_close(struct guest *g)
 	struct err e = ERR_INIT;
 	int rc = dev_destroy(g->dev, &e);
 
-	if (rc)
+	if (rc && !replay_fault_hits(g->run->replay))
 		snprintf(g->run->failure, sizeof(g->run->failure), "close: %.480s", e.text);
 	else
-		add_mark(g, MARK_CLOSED, 0, 0, true);
+		add_mark(g, MARK_CLOSED, 0, rc, true);
+	/* After a failed close there is nobody to promise anything: the run ends. */
 	return !rc;
 }
 
@@ -497,6 +541,8 @@ void workload_run(struct crash_host *h, struct run *r, const struct tree_cfg *cf
 	g->host = h;
 	replay_bind(r->replay);
 	replay_on_event(r->replay, on_event, g);
+	if (r->fault.nth)
+		replay_fault_add(r->replay, &r->fault);
 	if (guest_open(g) && guest_play(g, &rng))
 		add_point(g);
 	replay_on_event(r->replay, NULL, NULL);
