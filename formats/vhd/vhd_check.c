@@ -69,7 +69,7 @@ static int64_t now_of(const struct check_run *run)
 }
 
 /* Every field of a footer that has its cookie. */
-static void check_footer(struct check_run *run, const unsigned char *raw, uint64_t off)
+static void check_footer_fields(struct check_run *run, const unsigned char *raw, uint64_t off)
 {
 	const struct vhd_footer_disk *d = (const void *)raw;
 	struct vhd_footer_info f;
@@ -109,6 +109,18 @@ static void check_footer(struct check_run *run, const unsigned char *raw, uint64
 			     "zeros", "other bytes");
 }
 
+/* Whatever open() would refuse is a finding, even if no field above has a name for it. */
+static void check_footer(struct check_run *run, const unsigned char *raw, uint64_t off)
+{
+	uint32_t before = run->result->errors;
+	struct vhd_footer_info f;
+	struct err why = ERR_INIT;
+
+	check_footer_fields(run, raw, off);
+	if (run->result->errors == before && vhd_footer_parse(raw, &f, &why))
+		check_report(run, CHECK_FOOTER_REFUSED, off, NULL, "%.150s", why.text);
+}
+
 static bool has_cookie(const unsigned char *raw)
 {
 	return !memcmp(raw, "conectix", 8) || !memcmp(raw, "v_poison", 8);
@@ -140,6 +152,9 @@ static void check_fixed(struct check_run *run, const struct vhd_scan *s)
 	uint64_t want;
 	char text[64];
 
+	if (!s->tail_short && s->file_bytes % SECTOR_BYTES)
+		check_report(run, CHECK_FOOTER_REFUSED, s->tail_off, "a footer at the very end",
+			     "%u bytes behind it", (unsigned)(s->file_bytes % SECTOR_BYTES));
 	check_footer(run, s->tail_raw, s->tail_off);
 	if (!s->footer)
 		return;
@@ -197,7 +212,7 @@ static void check_header_table(struct check_run *run, const struct vhd_scan *s, 
 	}
 }
 
-static void check_header(struct check_run *run, const struct vhd_scan *s)
+static void check_header_fields(struct check_run *run, const struct vhd_scan *s)
 {
 	const struct vhd_header_disk *d = (const void *)s->header_raw;
 	const struct vhd_header_info *h = &s->header;
@@ -237,6 +252,17 @@ static void check_header(struct check_run *run, const struct vhd_scan *s)
 			     "no parent at all");
 	else if (s->footer->type == VHD_DIFFERENCING && !memcmp(h->parent_uuid, s->footer->uuid, 16))
 		check_report(run, CHECK_HEADER_PARENT, off, "a parent", "the image itself");
+}
+
+static void check_header(struct check_run *run, const struct vhd_scan *s)
+{
+	uint32_t before = run->result->errors;
+	struct vhd_header_info h;
+	struct err why = ERR_INIT;
+
+	check_header_fields(run, s);
+	if (run->result->errors == before && vhd_header_parse(s->header_raw, s->footer, &h, &why))
+		check_report(run, CHECK_HEADER_REFUSED, s->footer->data_offset, NULL, "%.150s", why.text);
 }
 
 static int check_sparse(struct check_run *run, struct vhd_scan *s, struct err *e)

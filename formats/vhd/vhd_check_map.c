@@ -17,6 +17,11 @@ static void check_regions(struct check_run *run, const struct vhd_scan *s)
 	for (unsigned i = 0; i < s->n_regions; i++) {
 		const struct scan_region *a = &s->regions[i];
 
+		if (a->end > s->limit)
+			check_report(run, CHECK_META_BEYOND_END, a->off,
+				     "metadata before the trailing footer",
+				     "%s from %" PRIu64 " to %" PRIu64 ", the footer at %" PRIu64, a->name,
+				     a->off, a->end, s->limit);
 		for (unsigned j = i + 1; j < s->n_regions; j++) {
 			const struct scan_region *b = &s->regions[j];
 			char want[96];
@@ -67,8 +72,8 @@ static int check_locator_text(struct check_run *run, const struct vhd_scan *s, u
 			     why.text);
 		return 0;
 	}
-	*leads = true;
-	if (name[0] && strcmp(base_name(path), name)) {
+	*leads |= path[0] != 0;
+	if (path[0] && name[0] && strcmp(base_name(path), name)) {
 		char want[160];
 
 		snprintf(want, sizeof(want), "%.150s", name);

@@ -53,6 +53,8 @@ static void link_free(struct link *l)
 
 static int link_add(struct link *l, const char *name)
 {
+	if (!name[0])
+		return 0;
 	for (unsigned i = 0; i < l->n_names; i++)
 		if (!strcmp(l->names[i], name))
 			return 0;

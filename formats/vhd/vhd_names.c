@@ -43,7 +43,7 @@ static int judge(int ret, char *out, struct err *e)
 	if (!out[0])
 		return err_set(e, -EINVAL, "empty");
 	if (out[1] == ':' && strchr(out, '\\'))
-		return err_set(e, -EINVAL, "a path with a Windows drive, which means nothing here");
+		out[0] = 0;
 	for (char *p = out; *p; p++)
 		if (*p == '\\')
 			*p = '/';

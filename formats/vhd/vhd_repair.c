@@ -190,7 +190,9 @@ static bool map_room(const struct vhd_scan *s, bool drop, uint64_t *map_off, uin
 	if (s->batmap_hdr_ok)
 		return true;
 	end = *map_off + *map_bytes;
-	return end <= s->limit && scan_block_at(s, s->batmap_hdr_off, end, drop) == SCAN_BAT_FREE &&
+	if (end > s->limit && (s->limit != s->file_bytes || s->file->traits.fixed_size))
+		return false;
+	return scan_block_at(s, s->batmap_hdr_off, end, drop) == SCAN_BAT_FREE &&
 	       !scan_in_region(s, s->batmap_hdr_off, end);
 }
 
@@ -369,8 +371,14 @@ static int make_plan(const struct vhd_scan *s, const struct repair_opts *opts, s
 		     struct err *e)
 {
 	bool drop = opts->drop_bad_blocks;
-	int ret = plan_copy(s, plan, e);
+	int ret;
 
+	for (unsigned i = 0; i < s->n_regions; i++)
+		if (s->regions[i].end > s->limit)
+			return err_set(e, -EINVAL,
+				       "%s: %s lies over the trailing footer: restore it from a backup",
+				       s->file->path, s->regions[i].name);
+	ret = plan_copy(s, plan, e);
 	if (!ret)
 		ret = list_lost(s, plan, e);
 	if (!ret)

@@ -277,7 +277,8 @@ static void judge_blocks(struct vhd_scan *s)
 		uint32_t entry = (uint32_t)s->order[i];
 		uint64_t off = scan_block_off(s, entry), end = scan_block_end(s, entry);
 
-		if (scan_in_region(s, off, end) || (end > s->limit && entry != s->cut_entry))
+		if (entry >= s->n_blocks || scan_in_region(s, off, end) ||
+		    (end > s->limit && entry != s->cut_entry))
 			set_bad(s, entry);
 		if (reach != SCAN_BAT_FREE && off < scan_block_end(s, reach)) {
 			set_bad(s, entry);
