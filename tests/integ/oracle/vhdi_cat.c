@@ -13,7 +13,7 @@
 #define MAX_FILES   64
 #define CHUNK_BYTES (1 << 20)
 
-static void die(const char *what, libvhdi_error_t *error)
+static _Noreturn void die(const char *what, libvhdi_error_t *error)
 {
 	fprintf(stderr, "vhdi_cat: %s\n", what);
 	if (error)
@@ -27,7 +27,7 @@ int main(int argc, char **argv)
 	libvhdi_error_t *error = NULL;
 	static unsigned char buf[CHUNK_BYTES];
 	int n = argc - 2, out;
-	size64_t size;
+	size64_t size = 0;
 
 	if (n < 1 || n > MAX_FILES)
 		die("usage: vhdi_cat OUT LEAF [PARENT ...]", NULL);
