@@ -39,7 +39,7 @@ CFLAGS_tsan    := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
 endif
 # gcc's flow warnings misfire under sanitizer instrumentation.
 ifneq ($(VARIANT),release)
-WARN += -Wno-null-dereference -Wno-maybe-uninitialized
+WARN += -Wno-null-dereference $(if $(findstring clang,$(CC)),,-Wno-maybe-uninitialized)
 endif
 CFLAGS  := -std=gnu11 -pthread $(WARN) $(WERROR) $(CFLAGS_$(VARIANT)) $(EXTRA_CFLAGS)
 LDFLAGS := -pthread $(filter -fsanitize%,$(CFLAGS_$(VARIANT)))
@@ -87,6 +87,12 @@ $(CTESTS): $(B)/%: $(B)/%.o $(B)/libblkd.a
 	$(if $(V),,@echo "  LD   $@")
 	$(Q)$(CC) $(LDFLAGS) -o $@ $< $(B)/libblkd.a -lcmocka $(LIBS)
 
+BENCH := $(patsubst %.c,$(B)/%,$(wildcard bench/micro/*.c))
+all: $(BENCH)
+$(BENCH): $(B)/%: $(B)/%.o $(B)/libblkd.a
+	$(if $(V),,@echo "  LD   $@")
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
+
 $(B)/tests/crash/crashtest: $(CRASH_SRC:%.c=$(B)/%.o) $(B)/libblkd.a
 	$(if $(V),,@echo "  LD   $@")
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
@@ -130,4 +136,4 @@ install: all
 clean:
 	rm -rf build
 
--include $(LIB_OBJ:.o=.d) $(PROG_OBJ:.o=.d) $(CTESTS:=.d) $(CRASH_SRC:%.c=$(B)/%.d)
+-include $(BENCH:=.d) $(LIB_OBJ:.o=.d) $(PROG_OBJ:.o=.d) $(CTESTS:=.d) $(CRASH_SRC:%.c=$(B)/%.d)
