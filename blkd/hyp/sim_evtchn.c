@@ -2,6 +2,10 @@
  * Event channels under simxen: two eventfds a channel. Ours is readable while the channel is pending; the
  * guest's is written to notify it. Whether the guest still listens is not our concern: simxen keeps the port,
  * or has closed it, and then nobody reads.
+ *
+ * The eventfds are non-blocking, but that flag is shared with the guest: one that clears it and fills the
+ * counter can make our write wait. On Xen no guest can; here it would stop its own device thread, and the
+ * simulator does not defend against it.
  */
 #include "blkd/hyp/sim_priv.h"
 #include "blkd/err.h"

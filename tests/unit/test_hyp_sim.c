@@ -745,6 +745,123 @@ static void simxen_gone_fails_control_calls_only(void **state)
 	server.pid = simxen_spawn(server.dir);
 }
 
+/* A server that lies: it greets, then answers one request for memory as it is told to. */
+struct liar {
+	pthread_t thread;
+	struct simxen where; /* no process: only the directory */
+	int listen_fd;
+	uint32_t count, nfds;
+	uint64_t mem_bytes, table_bytes;
+	int seals;
+	uint32_t magic;
+};
+
+static int lying_memfd(uint64_t bytes, int seals)
+{
+	int fd = memfd_create("liar", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	if (fd < 0 || ftruncate(fd, (off_t)bytes) < 0 || fcntl(fd, F_ADD_SEALS, seals) < 0)
+		DIE("memfd: %s", strerror(errno));
+	return fd;
+}
+
+static void *lie(void *arg)
+{
+	struct liar *l = arg;
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(2 * sizeof(int))];
+	} control = {.bytes = {0}};
+	int fd = accept(l->listen_fd, NULL, NULL), fds[2];
+	struct sim_req q;
+	struct sim_rsp r = {.magic = SIM_MAGIC};
+	struct iovec iov = {.iov_base = &r, .iov_len = sizeof(r)};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+
+	fds[0] = lying_memfd(l->mem_bytes, l->seals);
+	fds[1] = lying_memfd(l->table_bytes, l->seals);
+	while (recv(fd, &q, sizeof(q), 0) == (ssize_t)sizeof(q)) {
+		r.op = q.op;
+		if (q.op == SIM_MAP) {
+			r.magic = l->magic;
+			r.count = l->count;
+			r.nfds = l->nfds;
+			control.align.cmsg_level = SOL_SOCKET;
+			control.align.cmsg_type = SCM_RIGHTS;
+			control.align.cmsg_len = CMSG_LEN(sizeof(fds));
+			memcpy(CMSG_DATA(&control.align), fds, sizeof(fds));
+			msg.msg_control = control.bytes;
+			msg.msg_controllen = sizeof(control.bytes);
+		}
+		if (sendmsg(fd, &msg, MSG_NOSIGNAL) < 0)
+			break;
+	}
+	close(fd);
+	close(fds[0]);
+	close(fds[1]);
+	return NULL;
+}
+
+static int map_from_liar(struct liar l)
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+	uint32_t gref = 8;
+	struct hyp_map *m;
+	struct hyp *h;
+	void *a;
+	int rc;
+
+	strcpy(l.where.dir, "/tmp/simxen-test-XXXXXX");
+	assert_non_null(mkdtemp(l.where.dir));
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/hyp", l.where.dir);
+	l.listen_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	assert_int_equal(bind(l.listen_fd, (const struct sockaddr *)&addr, sizeof(addr)), 0);
+	assert_int_equal(listen(l.listen_fd, 1), 0);
+	assert_int_equal(pthread_create(&l.thread, NULL, lie, &l), 0);
+	assert_int_equal(hyp_open("sim", l.where.dir, &h, NULL), 0);
+	rc = hyp_map_ring(h, 1, &gref, 1, &m, &a, NULL);
+	hyp_close(h);
+	pthread_join(l.thread, NULL);
+	close(l.listen_fd);
+	simxen_remove_dir(&l.where);
+	return rc;
+}
+
+static void memory_that_could_fault_is_not_mapped(void **state)
+{
+	const int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+	const uint64_t table = SIM_GRANTS * sizeof(struct sim_grant);
+	const struct liar honest = {.count = 4,
+				    .nfds = 2,
+				    .mem_bytes = 4 * 4096,
+				    .table_bytes = table,
+				    .seals = seals,
+				    .magic = SIM_MAGIC};
+	struct liar l = honest;
+
+	(void)state;
+	assert_int_equal(map_from_liar(l), -ENOENT); /* all in order, but nothing is granted */
+	l.seals = F_SEAL_GROW | F_SEAL_SEAL;
+	assert_int_equal(map_from_liar(l), -EIO);
+	l = honest;
+	l.mem_bytes = 3 * 4096;
+	assert_int_equal(map_from_liar(l), -EIO);
+	l = honest;
+	l.table_bytes = table - 8;
+	assert_int_equal(map_from_liar(l), -EIO);
+	l = honest;
+	l.count = 0;
+	assert_int_equal(map_from_liar(l), -EIO);
+	l.count = 0xffffffff;
+	assert_int_equal(map_from_liar(l), -EIO);
+	l = honest;
+	l.nfds = 1;
+	assert_int_equal(map_from_liar(l), -EPROTO);
+	l = honest;
+	l.magic = 0;
+	assert_int_equal(map_from_liar(l), -EPROTO);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, world_make, world_end)
 
 int main(void)
@@ -764,6 +881,7 @@ int main(void)
 	    T(malformed_message_ends_only_its_connection),
 	    T(client_that_never_reads_is_cut_off),
 	    T(memory_and_grant_table_cannot_be_resized),
+	    T(memory_that_could_fault_is_not_mapped),
 	    T(channel_is_pending_right_after_its_bind),
 	    T(notifications_reach_the_other_side),
 	    T(notify_to_a_full_counter_does_not_block),
