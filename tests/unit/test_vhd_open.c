@@ -226,6 +226,15 @@ static void entry_over_footer(struct mem_file *f)
 	mem_resize(f, data + VHD_BLOCK_BYTES);
 }
 
+static void entry_over_good_footer(struct mem_file *f)
+{
+	unsigned char footer[512];
+
+	entry_over_footer(f);
+	mem_peek(f, 0, footer, 512);
+	mem_poke(f, end_footer(f), footer, 512);
+}
+
 static void entry_in_front(struct mem_file *f)
 {
 	tv_add_block(f, 3, ones);
@@ -395,6 +404,7 @@ static const struct lie of_any[] = {
     {"BAT entry 3", "blkimg check", entry_last_sector},
     {"BAT entry 3", "past the end", entry_half_past_end},
     {"BAT entry 3", "blkimg repair", entry_over_footer},
+    {"BAT entry 3", "over the trailing footer: run blkimg check", entry_over_good_footer},
     {"BAT entry 4", "footer copy", entry_in_front},
     {"BAT entry 4", "header", entry_in_header},
     {"BAT entry 4", "BAT: run blkimg check", entry_in_bat},
