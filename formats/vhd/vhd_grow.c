@@ -63,6 +63,7 @@ bool vhd_slot_take(struct vhd *v, uint32_t *sector)
 	if (got) {
 		*sector = s->ready[s->ready_head++ % VHD_READY_MAX];
 		s->n_ready--;
+		s->n_unallocated--;
 	}
 	if (!s->grow.running && vhd_slots_low(v))
 		want_grow(v, true);

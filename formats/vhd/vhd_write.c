@@ -116,7 +116,6 @@ static int begin_absent(struct vhd *v, enum write_op op, unsigned flags, const s
 	b = vhd_bitmap_new(w, sector);
 	CHECK(b); /* fewer are held than exist */
 	v->bat[s->block] = sector;
-	w->space.n_unallocated--;
 	b->bat = BAT_SET;
 	b->bat_parity = w->open & 1;
 	vhd_bitmap_join(w, b, w->open & 1);

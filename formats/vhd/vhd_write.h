@@ -221,7 +221,7 @@ void vhd_bat_raw_set(struct vhd_write *, uint32_t block, uint32_t sector);
 
 /* ---- vhd_grow.c ---- */
 
-/* Takes a ready slot. False: none. */
+/* Takes a ready slot for a block that had none. False: none. */
 bool vhd_slot_take(struct vhd *, uint32_t *sector);
 /* The slot's cleared BAT entry is durable. */
 void vhd_slot_freed(struct vhd *, uint32_t sector);
