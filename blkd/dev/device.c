@@ -122,7 +122,8 @@ static void fetch(struct dev *d)
 	list_for_each_safe (pos, next, &d->transports) {
 		struct transport *t = container_of(pos, struct transport, link);
 
-		while (t->ready && !t->detaching && !d->barrier && d->n_active < d->max_active) {
+		/* Once a turn each: a transport that refuses all it fetches must not keep the loop from its mail. */
+		if (t->ready && !t->detaching && !d->barrier && d->n_active < d->max_active) {
 			unsigned max = (unsigned)u64_min(DEV_FETCH, d->max_active - d->n_active), n;
 
 			t->ready = false;
@@ -131,8 +132,6 @@ static void fetch(struct dev *d)
 			t->in_flight += n;
 			for (unsigned i = 0; i < n; i++)
 				req_admit(d, reqs[i]);
-			if (n)
-				break; /* the others' turn */
 		}
 	}
 }
@@ -206,6 +205,7 @@ bool dev_turn(struct dev *d, uint64_t deadline_ns)
 	ops_retry(d);
 	jobs_run(d);
 	dev_complete(d);
+	detach_idle(d); /* before the wait: the mail may have asked for it */
 	if (fetch_is_due(d) || !list_empty(&d->done) ||
 	    (!list_empty(&d->starved) && !list_empty(&d->ops_free)) ||
 	    (d->commit_wanted && !d->commit->active) ||
