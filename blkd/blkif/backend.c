@@ -1,13 +1,15 @@
 /*
- * The control thread: it owns the connection to xenstore and all VBDs, and turns watch events into steps of the handshake.
+ * The control thread: it owns the connection to xenstore and all VBDs, and turns watch events into steps of
+ * the handshake.
  *
- * Three kinds of watches and no more: our own directory (filtered by depth: devices that come and go, and the two nodes that the toolstack writes
- * later), each frontend's `state`, and @releaseDomain. Of what a guest can write, only that one node wakes us. Events carry no work: one sets a
- * flag, all that are there are drained, and only then each flagged VBD is stepped once, with another drain after every step; so a storm costs
- * one step a round and no memory of ours, and libxenstore's queue is kept short (XSA-349).
+ * Three kinds of watches and no more: our own directory (filtered by depth: devices that come and go, and the
+ * two nodes that the toolstack writes later), each frontend's `state`, and @releaseDomain. Of what a guest
+ * can write, only that one node wakes us. Events carry no work: one sets a flag, all that are there are
+ * drained, and only then each flagged VBD is stepped once, with another drain after every step; so a storm
+ * costs one step a round and no memory of ours, and libxenstore's queue is kept short (XSA-349).
  *
- * Other threads (devices, tasks) report by or-ing bits into a VBD's `async` and writing an eventfd. A VBD is freed only when no connection
- * and no task is left that could do so.
+ * Other threads (devices, tasks) report by or-ing bits into a VBD's `async` and writing an eventfd. A VBD is
+ * freed only when no connection and no task is left that could do so.
  */
 #include "blkd/blkif/backend_priv.h"
 
@@ -31,7 +33,8 @@ void vbd_notify(struct vbd *v, unsigned async)
 	const uint64_t one = 1;
 	struct blkif_backend *b = v->be;
 
-	/* The VBD may be gone as soon as its flag is seen, the backend not before `notifying` is back at 0. */
+	/* The VBD may be gone as soon as its flag is seen, the backend not before `notifying` is back at 0.
+	 */
 	__atomic_fetch_add(&b->notifying, 1, __ATOMIC_RELAXED);
 	/* Pairs with the exchange in take_async(). */
 	__atomic_fetch_or(&v->async, async, __ATOMIC_RELEASE);
@@ -47,8 +50,7 @@ static struct vbd *vbd_find(struct blkif_backend *b, uint32_t domid, uint32_t de
 {
 	struct list *pos;
 
-	list_for_each(pos, &b->vbds)
-	{
+	list_for_each (pos, &b->vbds) {
 		struct vbd *v = container_of(pos, struct vbd, link);
 
 		if (v->domid == domid && v->devid == devid)
@@ -69,7 +71,8 @@ static void vbd_add(struct blkif_backend *b, uint32_t domid, uint32_t devid)
 	struct vbd *v;
 
 	if (b->n_vbds >= VBDS_MAX) {
-		log_error("%s/%u/%u is not served: %u devices are the limit", b->root, domid, devid, VBDS_MAX);
+		log_error("%s/%u/%u is not served: %u devices are the limit", b->root, domid, devid,
+			  VBDS_MAX);
 		return;
 	}
 	v = calloc(1, sizeof(*v));
@@ -157,7 +160,7 @@ static void own_event(struct blkif_backend *b, const char *path)
 		/* A domain's directory, or our own: devices below it may have come or gone. */
 		struct list *pos;
 
-		list_for_each(pos, &b->vbds)
+		list_for_each (pos, &b->vbds)
 			container_of(pos, struct vbd, link)->wake = true;
 		b->rescan = true;
 		return;
@@ -211,8 +214,7 @@ static void look_for_deaths(struct blkif_backend *b)
 	struct list *pos;
 
 	b->deaths = false;
-	list_for_each(pos, &b->vbds)
-	{
+	list_for_each (pos, &b->vbds) {
 		struct vbd *v = container_of(pos, struct vbd, link);
 		bool here = xs_is_domain_introduced(b->xs, v->domid);
 
@@ -232,11 +234,11 @@ static int step_all(struct blkif_backend *b)
 	struct list *pos, *n;
 	int wait_ms = -1;
 
-	list_for_each_safe(pos, n, &b->vbds)
-	{
+	list_for_each_safe (pos, n, &b->vbds) {
 		struct vbd *v = container_of(pos, struct vbd, link);
 
-		if (!v->wake && !__atomic_load_n(&v->async, __ATOMIC_RELAXED) && !(v->retry_ns && v->retry_ns <= now)) {
+		if (!v->wake && !__atomic_load_n(&v->async, __ATOMIC_RELAXED) &&
+		    !(v->retry_ns && v->retry_ns <= now)) {
 			if (v->retry_ns && v->retry_ns < next)
 				next = v->retry_ns;
 			continue;
@@ -255,8 +257,7 @@ static int step_all(struct blkif_backend *b)
 	if (wait_ms < 0 && next != UINT64_MAX)
 		wait_ms = next <= now ? 0 : (int)((next - now) / 1000000 + 1);
 	/* An event drained after a VBD's turn waits in its flag. */
-	list_for_each(pos, &b->vbds)
-	{
+	list_for_each (pos, &b->vbds) {
 		if (container_of(pos, struct vbd, link)->wake)
 			wait_ms = BUSY_WAIT_MS;
 	}
@@ -268,7 +269,7 @@ static void ask_all_to_stop(struct blkif_backend *b)
 	struct list *pos;
 
 	b->stopping = true;
-	list_for_each(pos, &b->vbds)
+	list_for_each (pos, &b->vbds)
 		container_of(pos, struct vbd, link)->wake = true;
 }
 
@@ -280,9 +281,11 @@ static void *control(void *arg)
 
 	b->rescan = true;
 	while (!(b->stopping && list_empty(&b->vbds))) {
-		struct pollfd fds[2] = {{.fd = xs_fileno(b->xs), .events = POLLIN}, {.fd = b->wake_fd, .events = POLLIN}};
+		struct pollfd fds[2] = {{.fd = xs_fileno(b->xs), .events = POLLIN},
+					{.fd = b->wake_fd, .events = POLLIN}};
 
-		if (poll(fds, 2, wait_ms) > 0 && (fds[1].revents & POLLIN) && read(b->wake_fd, &count, sizeof(count)) < 0)
+		if (poll(fds, 2, wait_ms) > 0 && (fds[1].revents & POLLIN) &&
+		    read(b->wake_fd, &count, sizeof(count)) < 0)
 			count = 0;
 		if (__atomic_load_n(&b->stop_asked, __ATOMIC_ACQUIRE) && !b->stopping)
 			ask_all_to_stop(b);
@@ -329,11 +332,14 @@ static int take_options(struct blkif_backend *b, const struct blkif_opts *o, str
 	if (!b->opts.kind || (o->run_dir && !b->opts.run_dir))
 		return err_set(e, -ENOMEM, "no memory for the blkif backend");
 	if (!kind_is_sane(kind))
-		return err_set(e, -EINVAL, "backend kind \"%s\": lower-case letters, digits, - and _ please", kind);
-	if (b->opts.max_ring_pages > (1u << BLKIF_MAX_ORDER) || (b->opts.max_ring_pages & (b->opts.max_ring_pages - 1)))
+		return err_set(e, -EINVAL, "backend kind \"%s\": lower-case letters, digits, - and _ please",
+			       kind);
+	if (b->opts.max_ring_pages > (1u << BLKIF_MAX_ORDER) ||
+	    (b->opts.max_ring_pages & (b->opts.max_ring_pages - 1)))
 		return err_set(e, -EINVAL, "%u ring pages: 1, 2, 4, 8 or 16 please", b->opts.max_ring_pages);
 	if (b->opts.max_queues > BLKIF_MAX_QUEUES)
-		return err_set(e, -EINVAL, "%u queues: at most %u please", b->opts.max_queues, BLKIF_MAX_QUEUES);
+		return err_set(e, -EINVAL, "%u queues: at most %u please", b->opts.max_queues,
+			       BLKIF_MAX_QUEUES);
 	snprintf(b->root, sizeof(b->root), "/local/domain/%u/backend/%s", STORE_BACKEND_DOMID, kind);
 	return 0;
 }
@@ -345,9 +351,11 @@ static int connect_store(struct blkif_backend *b, const struct blkif_opts *o, st
 	b->xs = xs_open(0);
 	if (!b->xs)
 		return err_set(e, errno ? -errno : -EIO, "no connection to xenstore (%s): %s",
-			       o->xenstore ? o->xenstore : "by XENSTORED_PATH or the default", strerror(errno));
+			       o->xenstore ? o->xenstore : "by XENSTORED_PATH or the default",
+			       strerror(errno));
 	if (!xs_watch(b->xs, b->root, "b") || !xs_watch(b->xs, "@releaseDomain", "r"))
-		return err_set(e, errno ? -errno : -EIO, "%s cannot be watched: %s", b->root, strerror(errno));
+		return err_set(e, errno ? -errno : -EIO, "%s cannot be watched: %s", b->root,
+			       strerror(errno));
 	return 0;
 }
 
@@ -426,7 +434,7 @@ int blkif_each(struct blkif_backend *b, bool (*fn)(void *ctx, const struct blkif
 	pthread_mutex_lock(&b->lock);
 	all = calloc(b->n_vbds + 1, sizeof(*all));
 	if (all) {
-		list_for_each(pos, &b->vbds)
+		list_for_each (pos, &b->vbds)
 			fill_live(container_of(pos, struct vbd, link), &all[n++]);
 	}
 	pthread_mutex_unlock(&b->lock);

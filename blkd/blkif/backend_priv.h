@@ -1,8 +1,10 @@
 /*
- * The backend's inside, shared by backend.c (control thread, watches, scan), xenbus.c (the handshake), nodes.c (what is read from and written
- * to xenstore), tasks.c (opening and closing images). All belongs to the control thread, but for what says otherwise.
+ * The backend's inside, shared by backend.c (control thread, watches, scan), xenbus.c (the handshake),
+ * nodes.c (what is read from and written to xenstore), tasks.c (opening and closing images). All belongs to
+ * the control thread, but for what says otherwise.
  *
- * A VBD lives from the appearance of its directory until it is gone and nothing of it is left: no connection, no task, no device.
+ * A VBD lives from the appearance of its directory until it is gone and nothing of it is left: no connection,
+ * no task, no device.
  */
 #ifndef BLKD_BLKIF_BACKEND_PRIV_H
 #define BLKD_BLKIF_BACKEND_PRIV_H
@@ -18,16 +20,16 @@
 #include <pthread.h>
 
 enum { /* XenbusState, xen/io/xenbus.h */
-	XB_UNKNOWN,
-	XB_INITIALISING,
-	XB_INIT_WAIT,
-	XB_INITIALISED,
-	XB_CONNECTED,
-	XB_CLOSING,
-	XB_CLOSED,
-	XB_RECONFIGURING,
-	XB_RECONFIGURED,
-	XB_STATES
+       XB_UNKNOWN,
+       XB_INITIALISING,
+       XB_INIT_WAIT,
+       XB_INITIALISED,
+       XB_CONNECTED,
+       XB_CLOSING,
+       XB_CLOSED,
+       XB_RECONFIGURING,
+       XB_RECONFIGURED,
+       XB_STATES
 };
 
 enum vbd_state {
@@ -35,18 +37,18 @@ enum vbd_state {
 	VBD_OPENING,	  /* a task opens the image */
 	VBD_INIT_WAIT,	  /* ready; waits for the frontend */
 	VBD_CONNECTED,
-	VBD_CLOSING,	/* somebody wants to close; what is connected is still served */
-	VBD_DETACHING,	/* the device gives the connection back; then v->after_detach */
-	VBD_CLOSED,	/* not connected, the image is open */
-	VBD_RELEASING,	/* a task closes the image */
-	VBD_RELEASED,	/* the image is closed; waits for the directory to go, or to be made anew */
+	VBD_CLOSING,   /* somebody wants to close; what is connected is still served */
+	VBD_DETACHING, /* the device gives the connection back; then v->after_detach */
+	VBD_CLOSED,    /* not connected, the image is open */
+	VBD_RELEASING, /* a task closes the image */
+	VBD_RELEASED,  /* the image is closed; waits for the directory to go, or to be made anew */
 	VBD_STATES
 };
 
 enum { /* vbd.async: from other threads */
-	ASYNC_DETACHED = BLKIF_EV_DETACHED,
-	ASYNC_BROKEN = BLKIF_EV_BROKEN,
-	ASYNC_TASK_DONE = 4,
+       ASYNC_DETACHED = BLKIF_EV_DETACHED,
+       ASYNC_BROKEN = BLKIF_EV_BROKEN,
+       ASYNC_TASK_DONE = 4,
 };
 
 struct vbd_config { /* as the toolstack wrote it; constant while the image is open */
@@ -86,13 +88,13 @@ struct vbd {
 	unsigned fe, own;
 	bool exists, online;
 	/* */
-	bool wake;	    /* something happened: step it */
-	bool introduced, dead; /* its domain was seen by xenstored; was, and is gone */
-	bool fe_connected;  /* the frontend was seen Connected in this connection */
+	bool wake;		  /* something happened: step it */
+	bool introduced, dead;	  /* its domain was seen by xenstored; was, and is gone */
+	bool fe_connected;	  /* the frontend was seen Connected in this connection */
 	bool detach_posted, mine; /* mine: blkif_plug() wrote it, so nobody else takes the directory away */
-	uint64_t retry_ns;  /* step it then; 0: none */
+	uint64_t retry_ns;	  /* step it then; 0: none */
 	uint64_t connects;
-	unsigned async;	    /* ASYNC_*: atomic */
+	unsigned async; /* ASYNC_*: atomic */
 	struct vbd_config config;
 	struct task task;
 	bool task_running;
@@ -112,7 +114,7 @@ struct blkif_backend {
 	char root[STORE_PATH_MAX]; /* /local/domain/0/backend/<kind> */
 	pthread_t thread;
 	struct tasks tasks;
-	int wake_fd;	 /* eventfd: async flags, stop */
+	int wake_fd;	     /* eventfd: async flags, stop */
 	unsigned stop_asked; /* atomic */
 	unsigned notifying;  /* atomic: threads inside vbd_notify() */
 	bool stopping;
@@ -126,7 +128,8 @@ struct blkif_backend {
 
 /* ---- tasks.c: any thread ---- */
 void tasks_init(struct tasks *);
-/* run(task) on a helper thread, then done(task). Never blocks; if no thread can be made at all, it runs here. */
+/* run(task) on a helper thread, then done(task). Never blocks; if no thread can be made at all, it runs here.
+ */
 void tasks_post(struct tasks *, struct task *);
 /* No task is queued or running. Ends the threads. */
 void tasks_end(struct tasks *);
@@ -138,9 +141,11 @@ int nodes_read_config(struct vbd *, struct err *);
 int nodes_write_offer(struct vbd *, struct err *);
 /* The frontend's side: rings, channels, ABI. Validated completely; nothing is mapped yet. */
 int nodes_read_frontend(struct vbd *, struct blkif_connect *, struct err *);
-/* Features and size, and state Connected, in one transaction. -ECANCELED: the toolstack wants the device closed meanwhile; -ENOENT: gone. */
+/* Features and size, and state Connected, in one transaction. -ECANCELED: the toolstack wants the device
+ * closed meanwhile; -ENOENT: gone. */
 int nodes_write_connected(struct vbd *, struct err *);
-/* Our state, unless the toolstack wrote Closing, or took the directory away, since it was read: -ECANCELED, -ENOENT. */
+/* Our state, unless the toolstack wrote Closing, or took the directory away, since it was read: -ECANCELED,
+ * -ENOENT. */
 int nodes_write_state(struct vbd *, unsigned state);
 /* Reads own state, online and the frontend's state into v. */
 void nodes_read_states(struct vbd *);

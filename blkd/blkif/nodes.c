@@ -1,13 +1,14 @@
 /*
- * What a VBD reads from xenstore and writes to it. The backend directory is the toolstack's (trusted, but checked); the frontend directory
- * belongs to the guest, which can write anything there at any moment: each value is read once, capped, digits only, in range, and its
- * path is computed from domid and devid, never read.
+ * What a VBD reads from xenstore and writes to it. The backend directory is the toolstack's (trusted, but
+ * checked); the frontend directory belongs to the guest, which can write anything there at any moment: each
+ * value is read once, capped, digits only, in range, and its path is computed from domid and devid, never
+ * read.
  *
- * sector-size is always 512 and `sectors` counts 512 bytes: the one reading on which all frontends agree (xen/io/blkif.h, note 12 of its
- * later versions). feature-persistent is 0: data moves by grant copy.
+ * sector-size is always 512 and `sectors` counts 512 bytes: the one reading on which all frontends agree
+ * (xen/io/blkif.h, note 12 of its later versions). feature-persistent is 0: data moves by grant copy.
  *
- * The toolstack writes our own `state` too (Closing, to detach), so every write of it is a transaction that looks first. A directory that was
- * removed is never brought back by a write.
+ * The toolstack writes our own `state` too (Closing, to detach), so every write of it is a transaction that
+ * looks first. A directory that was removed is never brought back by a write.
  */
 #include "blkd/blkif/backend_priv.h"
 
@@ -47,7 +48,9 @@ static int parse_params(struct vbd_config *c, struct err *e)
 			return err_set(e, -EINVAL, "params \"%s\": the path must be absolute", c->params);
 		return 0;
 	}
-	return err_set(e, -EINVAL, "params \"%s\": vhd:/path, vhd-fixed:/path, raw:/path or aio:/path is served here", c->params);
+	return err_set(e, -EINVAL,
+		       "params \"%s\": vhd:/path, vhd-fixed:/path, raw:/path or aio:/path is served here",
+		       c->params);
 }
 
 static int parse_write_mode(const char *s, enum write_mode *out)
@@ -107,7 +110,8 @@ int nodes_read_config(struct vbd *v, struct err *e)
 	if (rc == -ENOENT || (rc == 0 && v->own == XB_UNKNOWN))
 		return -EAGAIN;
 	if (rc < 0)
-		return err_set(e, rc, "%s: params, mode or frontend-id cannot be understood: %s", v->dir, strerror(-rc));
+		return err_set(e, rc, "%s: params, mode or frontend-id cannot be understood: %s", v->dir,
+			       strerror(-rc));
 	if (mode[0] != 'r' && mode[0] != 'w')
 		return err_set(e, -EINVAL, "%s/mode \"%s\": neither r nor w", v->dir, mode);
 	c.writable = mode[0] == 'w';
@@ -118,13 +122,15 @@ int nodes_read_config(struct vbd *v, struct err *e)
 		return rc;
 	v->config = c;
 	v->config.image = v->config.params + (c.image - c.params);
-	v->mine = store_read(xs_of(v), XBT_NULL, v->dir, "plugged-by", mode, sizeof(mode)) == 0 && !strcmp(mode, "blkd");
+	v->mine = store_read(xs_of(v), XBT_NULL, v->dir, "plugged-by", mode, sizeof(mode)) == 0 &&
+		  !strcmp(mode, "blkd");
 	return 0;
 }
 
 /* ---- what we write ---- */
 
-/* Does the directory still stand, and has nobody asked to close? `to` Closing and beyond may always be written. */
+/* Does the directory still stand, and has nobody asked to close? `to` Closing and beyond may always be
+ * written. */
 static int may_write_state(const struct vbd *v, struct xs_handle *xs, xs_transaction_t t, unsigned to)
 {
 	uint32_t now;
@@ -176,7 +182,8 @@ static int write_connected(struct xs_handle *xs, xs_transaction_t t, void *arg)
 {
 	const struct vbd *v = arg;
 	const struct vbd_config *c = &v->config;
-	unsigned info = (c->cdrom ? INFO_CDROM : 0u) | (c->removable ? INFO_REMOVABLE : 0u) | (c->writable ? 0u : INFO_READONLY);
+	unsigned info = (c->cdrom ? INFO_CDROM : 0u) | (c->removable ? INFO_REMOVABLE : 0u) |
+			(c->writable ? 0u : INFO_READONLY);
 	const struct {
 		const char *node;
 		uint64_t value;
@@ -197,7 +204,8 @@ static int write_connected(struct xs_handle *xs, xs_transaction_t t, void *arg)
 
 	for (unsigned i = 0; rc == 0 && i < sizeof(nodes) / sizeof(nodes[0]); i++) {
 		if (nodes[i].write)
-			rc = store_printf(xs, t, v->dir, nodes[i].node, v->domid, "%llu", (unsigned long long)nodes[i].value);
+			rc = store_printf(xs, t, v->dir, nodes[i].node, v->domid, "%llu",
+					  (unsigned long long)nodes[i].value);
 	}
 	return rc;
 }
@@ -287,8 +295,8 @@ void nodes_write_released(struct vbd *v)
 
 static void error_dir(const struct vbd *v, char path[static STORE_PATH_MAX])
 {
-	snprintf(path, STORE_PATH_MAX, "/local/domain/%u/error/backend/%s/%u/%u", STORE_BACKEND_DOMID, v->be->opts.kind, v->domid,
-		 v->devid);
+	snprintf(path, STORE_PATH_MAX, "/local/domain/%u/error/backend/%s/%u/%u", STORE_BACKEND_DOMID,
+		 v->be->opts.kind, v->domid, v->devid);
 }
 
 static int write_failure(struct xs_handle *xs, xs_transaction_t t, void *arg)
@@ -343,8 +351,8 @@ void nodes_read_states(struct vbd *v)
 /* ---- the frontend's nodes ---- */
 
 /* A number the guest wrote. With fallback: absent is that. */
-static int fe_number(const struct vbd *v, const char *dir, const char *node, uint32_t min, uint32_t max, const uint32_t *fallback,
-		     uint32_t *out, struct err *e)
+static int fe_number(const struct vbd *v, const char *dir, const char *node, uint32_t min, uint32_t max,
+		     const uint32_t *fallback, uint32_t *out, struct err *e)
 {
 	int rc = store_read_u32(xs_of(v), XBT_NULL, dir, node, min, max, out);
 
@@ -359,16 +367,19 @@ static int fe_number(const struct vbd *v, const char *dir, const char *node, uin
 	return 0;
 }
 
-static int fe_queue(const struct vbd *v, const char *dir, bool has_order, struct blkif_connect *o, unsigned q, struct err *e)
+static int fe_queue(const struct vbd *v, const char *dir, bool has_order, struct blkif_connect *o, unsigned q,
+		    struct err *e)
 {
 	int rc = fe_number(v, dir, "event-channel", 1, PORT_MAX, NULL, &o->queue[q].port, e);
 	char node[24];
 
 	for (unsigned i = 0; rc == 0 && i < o->pages; i++) {
 		snprintf(node, sizeof(node), "ring-ref%u", i);
-		/* One page goes by either name: Linux writes ring-ref, others ring-page-order 0 and ring-ref0. */
-		if (o->pages == 1 && (!has_order || store_read_u32(xs_of(v), XBT_NULL, dir, node, 0, UINT32_MAX,
-								     &o->queue[q].grefs[0]) == -ENOENT))
+		/* One page goes by either name: Linux writes ring-ref, others ring-page-order 0 and
+		 * ring-ref0. */
+		if (o->pages == 1 &&
+		    (!has_order || store_read_u32(xs_of(v), XBT_NULL, dir, node, 0, UINT32_MAX,
+						  &o->queue[q].grefs[0]) == -ENOENT))
 			snprintf(node, sizeof(node), "ring-ref");
 		rc = fe_number(v, dir, node, 0, UINT32_MAX, NULL, &o->queue[q].grefs[i], e);
 	}
@@ -388,9 +399,11 @@ int nodes_read_frontend(struct vbd *v, struct blkif_connect *o, struct err *e)
 	has_protocol = rc == 0;
 	if ((rc < 0 && rc != -ENOENT) || blkif_abi_find(has_protocol ? protocol : NULL, &o->abi) < 0)
 		return err_set(e, -ENOTSUP, "%s/protocol: neither x86_64-abi nor x86_32-abi", v->fe_dir);
-	rc = fe_number(v, v->fe_dir, "ring-page-order", 0, (uint32_t)__builtin_ctz(v->be->opts.max_ring_pages), &none, &order, e);
+	rc = fe_number(v, v->fe_dir, "ring-page-order", 0,
+		       (uint32_t)__builtin_ctz(v->be->opts.max_ring_pages), &none, &order, e);
 	if (rc == 0)
-		rc = fe_number(v, v->fe_dir, "multi-queue-num-queues", 1, v->be->opts.max_queues, &one, &queues, e);
+		rc = fe_number(v, v->fe_dir, "multi-queue-num-queues", 1, v->be->opts.max_queues, &one,
+			       &queues, e);
 	if (rc < 0)
 		return rc;
 	o->pages = order == none ? 1 : 1u << order;

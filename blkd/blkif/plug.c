@@ -1,11 +1,14 @@
 /*
- * The toolstack's half of a VBD, for people without a toolstack: what libxl writes for a disk, the wait for the backend, and the removal.
+ * The toolstack's half of a VBD, for people without a toolstack: what libxl writes for a disk, the wait for
+ * the backend, and the removal.
  *
- * All nodes are written in one transaction, so no backend ever sees half a device. Permissions are a toolstack's: the backend directory is
- * ours and the guest may read it; the frontend directory is the guest's and we may read it.
+ * All nodes are written in one transaction, so no backend ever sees half a device. Permissions are a
+ * toolstack's: the backend directory is ours and the guest may read it; the frontend directory is the guest's
+ * and we may read it.
  *
- * Works on its own connection to xenstore, against any backend that follows the protocol, in this process or not. What it wrote carries
- * plugged-by=blkd: then the backend takes the directory away when the domain dies, since no toolstack will.
+ * Works on its own connection to xenstore, against any backend that follows the protocol, in this process or
+ * not. What it wrote carries plugged-by=blkd: then the backend takes the directory away when the domain dies,
+ * since no toolstack will.
  */
 #include "blkd/blkif.h"
 
@@ -63,7 +66,8 @@ int blkif_devid(const char *device, uint32_t *devid)
 		return 0;
 	if (*s == 'd' && sscanf(s, "d%9[0-9]%n", digits, &disk) == 1) {
 		s += disk;
-		if (store_parse_u32(digits, 0, (1u << 20) - 1, &disk32) < 0 || (*s && *s++ != 'p') || partition(s, &part) < 0)
+		if (store_parse_u32(digits, 0, (1u << 20) - 1, &disk32) < 0 || (*s && (*s++ != 'p' || !*s)) ||
+		    partition(s, &part) < 0)
 			return -EINVAL;
 		return extended(disk32, part, devid);
 	}
@@ -102,18 +106,19 @@ static void fill_paths(struct plug *p, const char *kind, uint32_t domid, uint32_
 	p->kind = kind ? kind : BLKIF_DEFAULT_KIND;
 	p->domid = domid;
 	p->devid = devid;
-	snprintf(p->dir, sizeof(p->dir), "/local/domain/%u/backend/%.32s/%u/%u", STORE_BACKEND_DOMID, p->kind, domid, devid);
-	snprintf(p->fe_dir, sizeof(p->fe_dir), "/local/domain/%u/device/vbd/%u", domid, devid);
-	snprintf(p->error_dir, sizeof(p->error_dir), "/local/domain/%u/error/backend/%.32s/%u/%u", STORE_BACKEND_DOMID, p->kind,
+	snprintf(p->dir, sizeof(p->dir), "/local/domain/%u/backend/%.32s/%u/%u", STORE_BACKEND_DOMID, p->kind,
 		 domid, devid);
+	snprintf(p->fe_dir, sizeof(p->fe_dir), "/local/domain/%u/device/vbd/%u", domid, devid);
+	snprintf(p->error_dir, sizeof(p->error_dir), "/local/domain/%u/error/backend/%.32s/%u/%u",
+		 STORE_BACKEND_DOMID, p->kind, domid, devid);
 }
 
 struct node {
 	const char *name, *value; /* value NULL: is not written */
 };
 
-static int write_nodes(struct xs_handle *xs, xs_transaction_t t, const char *dir, const struct node *nodes, unsigned n,
-		       uint32_t owner, uint32_t reader)
+static int write_nodes(struct xs_handle *xs, xs_transaction_t t, const char *dir, const struct node *nodes,
+		       unsigned n, uint32_t owner, uint32_t reader)
 {
 	int rc = store_write(xs, t, dir, "", "", owner, reader);
 
@@ -148,8 +153,11 @@ static int write_plug(struct xs_handle *xs, xs_transaction_t t, void *arg)
 				    {"plugged-by", "blkd"},
 				    {"online", "1"},
 				    {"state", "1"}};
-	const struct node front[] = {{"backend", p->dir},	  {"backend-id", "0"}, {"virtual-device", devid},
-				     {"device-type", "disk"}, {"state", "1"}};
+	const struct node front[] = {{"backend", p->dir},
+				     {"backend-id", "0"},
+				     {"virtual-device", devid},
+				     {"device-type", "disk"},
+				     {"state", "1"}};
 	int rc;
 
 	snprintf(params, sizeof(params), "%s:%s", p->format, p->o->image);
@@ -159,7 +167,8 @@ static int write_plug(struct xs_handle *xs, xs_transaction_t t, void *arg)
 		return -EEXIST;
 	rc = write_nodes(xs, t, p->dir, back, sizeof(back) / sizeof(back[0]), STORE_BACKEND_DOMID, p->domid);
 	if (rc == 0)
-		rc = write_nodes(xs, t, p->fe_dir, front, sizeof(front) / sizeof(front[0]), p->domid, STORE_BACKEND_DOMID);
+		rc = write_nodes(xs, t, p->fe_dir, front, sizeof(front) / sizeof(front[0]), p->domid,
+				 STORE_BACKEND_DOMID);
 	return rc;
 }
 
@@ -201,7 +210,8 @@ static int plug_state(struct xs_handle *xs, const struct plug *p, struct err *e)
 	if (rc == -ENOENT)
 		return err_set(e, -ENOENT, "%s was taken away meanwhile", p->dir);
 	if (state == XB_CLOSING || state == XB_CLOSED)
-		return err_set(e, -EIO, "the backend went to state %s without saying why", xenbus_name(state));
+		return err_set(e, -EIO, "the backend went to state %s without saying why",
+			       xenbus_name(state));
 	return state >= XB_INIT_WAIT;
 }
 
@@ -211,7 +221,8 @@ static int check_plug(const struct blkif_plug *o, struct plug *p, struct err *e)
 	uint32_t devid;
 
 	if (blkif_devid(o->device, &devid) < 0)
-		return err_set(e, -EINVAL, "\"%s\" is no device: xvda, sdb, hdc, d5 or a number please", o->device);
+		return err_set(e, -EINVAL, "\"%s\" is no device: xvda, sdb, hdc, d5 or a number please",
+			       o->device);
 	if (o->image[0] != '/' || strlen(o->image) > 240)
 		return err_set(e, -EINVAL, "\"%s\": an absolute path of at most 240 bytes please", o->image);
 	fill_paths(p, o->kind, o->domid, devid);
@@ -232,12 +243,14 @@ static int plug_and_wait(struct xs_handle *xs, struct plug *p, struct err *e)
 		return err_set(e, errno ? -errno : -EIO, "%s cannot be watched: %s", p->dir, strerror(errno));
 	rc = store_transaction(xs, write_plug, p);
 	if (rc == -EEXIST)
-		return err_set(e, rc, "domain %u has a device %s (%u) already", p->domid, p->o->device, p->devid);
+		return err_set(e, rc, "domain %u has a device %s (%u) already", p->domid, p->o->device,
+			       p->devid);
 	if (rc < 0)
 		return err_set(e, rc, "%s cannot be written: %s", p->dir, strerror(-rc));
 	while ((rc = plug_state(xs, p, e)) == 0) {
 		if (!wait_for_news(xs, deadline_ns)) {
-			rc = err_set(e, -ETIMEDOUT, "no backend of kind %s took up %s within %u ms", p->kind, p->dir, timeout_ms);
+			rc = err_set(e, -ETIMEDOUT, "no backend of kind %s took up %s within %u ms", p->kind,
+				     p->dir, timeout_ms);
 			break;
 		}
 	}
@@ -305,14 +318,16 @@ static int unplug_and_wait(struct xs_handle *xs, struct plug *p, unsigned timeou
 	while (!is_released(xs, p)) {
 		if (!wait_for_news(xs, deadline_ns))
 			return err_set(e, -ETIMEDOUT,
-				       "domain %u did not let go of device %u within %u ms; it goes when the guest closes it%s",
+				       "domain %u did not let go of device %u within %u ms; it goes when the "
+				       "guest closes it%s",
 				       p->domid, p->devid, timeout_ms, p->force ? "" : ", or with force");
 	}
 	rc = store_transaction(xs, remove_nodes, p);
 	return rc < 0 ? err_set(e, rc, "%s cannot be removed: %s", p->dir, strerror(-rc)) : 0;
 }
 
-int blkif_unplug(const char *kind, uint32_t domid, uint32_t devid, bool force, unsigned timeout_ms, struct err *e)
+int blkif_unplug(const char *kind, uint32_t domid, uint32_t devid, bool force, unsigned timeout_ms,
+		 struct err *e)
 {
 	struct xs_handle *xs = xs_open(0);
 	struct plug p = {.force = force};

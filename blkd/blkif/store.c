@@ -1,5 +1,6 @@
 /*
- * xenstore with distrust: see store.h. Nothing here knows blkif. What libxenstore reports in errno becomes a negative errno.
+ * xenstore with distrust: see store.h. Nothing here knows blkif. What libxenstore reports in errno becomes a
+ * negative errno.
  */
 #include "blkd/blkif/store.h"
 
@@ -24,7 +25,8 @@ static int join(char path[static STORE_PATH_MAX], const char *dir, const char *n
 	return n < 0 || n >= (int)STORE_PATH_MAX ? -ENAMETOOLONG : 0;
 }
 
-int store_read(struct xs_handle *xs, xs_transaction_t t, const char *dir, const char *node, char *out, unsigned cap)
+int store_read(struct xs_handle *xs, xs_transaction_t t, const char *dir, const char *node, char *out,
+	       unsigned cap)
 {
 	char path[STORE_PATH_MAX];
 	unsigned len = 0;
@@ -70,8 +72,8 @@ int store_parse_u32(const char *s, uint32_t min, uint32_t max, uint32_t *out)
 	return 0;
 }
 
-int store_read_u32(struct xs_handle *xs, xs_transaction_t t, const char *dir, const char *node, uint32_t min, uint32_t max,
-		   uint32_t *out)
+int store_read_u32(struct xs_handle *xs, xs_transaction_t t, const char *dir, const char *node, uint32_t min,
+		   uint32_t max, uint32_t *out)
 {
 	char value[24];
 	int rc = store_read(xs, t, dir, node, value, sizeof(value));
@@ -79,21 +81,24 @@ int store_read_u32(struct xs_handle *xs, xs_transaction_t t, const char *dir, co
 	return rc < 0 ? rc : store_parse_u32(value, min, max, out);
 }
 
-int store_write(struct xs_handle *xs, xs_transaction_t t, const char *dir, const char *node, const char *value, uint32_t owner,
-		uint32_t reader)
+int store_write(struct xs_handle *xs, xs_transaction_t t, const char *dir, const char *node,
+		const char *value, uint32_t owner, uint32_t reader)
 {
-	struct xs_permissions perms[2] = {{.id = owner, .perms = XS_PERM_NONE}, {.id = reader, .perms = XS_PERM_READ}};
+	struct xs_permissions perms[2] = {{.id = owner, .perms = XS_PERM_NONE},
+					  {.id = reader, .perms = XS_PERM_READ}};
 	char path[STORE_PATH_MAX];
 	int rc = join(path, dir, node);
 
 	if (rc < 0)
 		return rc;
-	if (!xs_write(xs, t, path, value, (unsigned)strlen(value)) || !xs_set_permissions(xs, t, path, perms, 2))
+	if (!xs_write(xs, t, path, value, (unsigned)strlen(value)) ||
+	    !xs_set_permissions(xs, t, path, perms, 2))
 		return failed();
 	return 0;
 }
 
-int store_printf(struct xs_handle *xs, xs_transaction_t t, const char *dir, const char *node, uint32_t reader, const char *fmt, ...)
+int store_printf(struct xs_handle *xs, xs_transaction_t t, const char *dir, const char *node, uint32_t reader,
+		 const char *fmt, ...)
 {
 	char value[VALUE_MAX];
 	va_list ap;
@@ -125,7 +130,8 @@ int store_rm(struct xs_handle *xs, xs_transaction_t t, const char *dir, const ch
 	return failed();
 }
 
-int store_transaction(struct xs_handle *xs, int (*fn)(struct xs_handle *, xs_transaction_t, void *), void *arg)
+int store_transaction(struct xs_handle *xs, int (*fn)(struct xs_handle *, xs_transaction_t, void *),
+		      void *arg)
 {
 	for (unsigned i = 0; i < TRANSACTION_TRIES; i++) {
 		xs_transaction_t t = xs_transaction_start(xs);

@@ -1,8 +1,10 @@
 /*
- * A few helper threads for what blocks on storage: opening an image (a fence may take seconds) and closing one (drain, commit).
+ * A few helper threads for what blocks on storage: opening an image (a fence may take seconds) and closing
+ * one (drain, commit).
  *
- * Threads are made as tasks come, up to a bound, and stay until the end: a thread at rest costs nothing worth a policy. The control thread
- * posts and never waits. A task's memory is its poster's, until done() was called on it; that is the last the helper does with it.
+ * Threads are made as tasks come, up to a bound, and stay until the end: a thread at rest costs nothing worth
+ * a policy. The control thread posts and never waits. A task's memory is its poster's, until done() was
+ * called on it; that is the last the helper does with it.
  */
 #include "blkd/blkif/backend_priv.h"
 

@@ -319,7 +319,8 @@ static int ring_open(struct blkif_ring *r, const struct blkif_connect *o, unsign
 	if (rc < 0)
 		return rc;
 	r->shared = addr;
-	/* A frontend makes a new ring for each connection. One that was in use has requests whose state nobody knows. */
+	/* A frontend makes a new ring for each connection. One that was in use has requests whose state
+	 * nobody knows. */
 	if (__atomic_load_n(&r->shared->rsp_prod, __ATOMIC_RELAXED) != 0)
 		return err_set(e, -EADDRINUSE, "the ring was in use before: the frontend must connect anew");
 	rc = hyp_bind(o->hyp, o->domid, o->queue[index].port, &r->channel, e);

@@ -1,17 +1,20 @@
 /*
- * The xenbus handshake of one VBD, as a table: what our state and the frontend's state, seen together, ask for.
+ * The xenbus handshake of one VBD, as a table: what our state and the frontend's state, seen together, ask
+ * for.
  *
- * Steps are driven by levels, not by events: each step reads what xenstore says now and does what the table says about it, until it says
- * "stay". So watch events may be lost in one another, repeated, or come in a storm: a thousand of them are one step. Nothing waits here:
- * what takes time (opening, closing, draining) is a state of its own that its end moves on.
+ * Steps are driven by levels, not by events: each step reads what xenstore says now and does what the table
+ * says about it, until it says "stay". So watch events may be lost in one another, repeated, or come in a
+ * storm: a thousand of them are one step. Nothing waits here: what takes time (opening, closing, draining) is
+ * a state of its own that its end moves on.
  *
- * Before the frontend, others have a say: a directory that is gone, made anew, of a dead domain, or a backend that stops (leave); and
- * the toolstack, which writes Closing on our own state node to detach. It wins over anything we would write (nodes.c looks first), and the
- * device is served until the frontend lets go: a guest may keep its disk in use.
+ * Before the frontend, others have a say: a directory that is gone, made anew, of a dead domain, or a backend
+ * that stops (leave); and the toolstack, which writes Closing on our own state node to detach. It wins over
+ * anything we would write (nodes.c looks first), and the device is served until the frontend lets go: a guest
+ * may keep its disk in use.
  *
- * Invariants: conn exists only in CONNECTED, CLOSING and DETACHING; ref from the end of OPENING to RELEASING; in OPENING and
- * RELEASING the task owns config and ref. Connections are made once per way through CONNECTED and destroyed once, after the device gave
- * them back, whatever the frontend does meanwhile (XSA-350).
+ * Invariants: conn exists only in CONNECTED, CLOSING and DETACHING; ref from the end of OPENING to RELEASING;
+ * in OPENING and RELEASING the task owns config and ref. Connections are made once per way through CONNECTED
+ * and destroyed once, after the device gave them back, whatever the frontend does meanwhile (XSA-350).
  *
  * Sources: xen/io/blkif.h "STATE DIAGRAM", Linux blkback and blkfront, libxl's and xenopsd's waits (facts).
  */
@@ -23,20 +26,27 @@
 #include <stdio.h>
 #include <string.h>
 
-#define STEPS_MAX	16u	    /* of one vbd_step(): a bound, not a rhythm */
-#define RETRY_MAILBOX_NS 1000000u   /* the device's mailbox was full */
-#define RETRY_STORE_NS	1000000000u /* xenstore refused us: quota, storms of transactions */
+#define STEPS_MAX	 16u	     /* of one vbd_step(): a bound, not a rhythm */
+#define RETRY_MAILBOX_NS 1000000u    /* the device's mailbox was full */
+#define RETRY_STORE_NS	 1000000000u /* xenstore refused us: quota, storms of transactions */
 
 const char *const vbd_state_names[VBD_STATES] = {
-    [VBD_INITIALISING] = "Initialising", [VBD_OPENING] = "Opening",	[VBD_INIT_WAIT] = "InitWait",
-    [VBD_CONNECTED] = "Connected",	 [VBD_CLOSING] = "Closing",	[VBD_DETACHING] = "Detaching",
-    [VBD_CLOSED] = "Closed",		 [VBD_RELEASING] = "Releasing", [VBD_RELEASED] = "Released",
+    [VBD_INITIALISING] = "Initialising",
+    [VBD_OPENING] = "Opening",
+    [VBD_INIT_WAIT] = "InitWait",
+    [VBD_CONNECTED] = "Connected",
+    [VBD_CLOSING] = "Closing",
+    [VBD_DETACHING] = "Detaching",
+    [VBD_CLOSED] = "Closed",
+    [VBD_RELEASING] = "Releasing",
+    [VBD_RELEASED] = "Released",
 };
 
 const char *xenbus_name(unsigned state)
 {
-	static const char *const names[XB_STATES] = {"Unknown",	  "Initialising", "InitWait", "Initialised",   "Connected",
-						     "Closing",	  "Closed",	  "Reconfiguring", "Reconfigured"};
+	static const char *const names[XB_STATES] = {"Unknown",	    "Initialising",  "InitWait",
+						     "Initialised", "Connected",     "Closing",
+						     "Closed",	    "Reconfiguring", "Reconfigured"};
 
 	return state < XB_STATES ? names[state] : "Unknown";
 }
@@ -53,7 +63,8 @@ enum action {
 };
 
 static const unsigned char on_frontend[VBD_STATES][XB_STATES] = {
-    [VBD_INIT_WAIT] = {[XB_INITIALISED] = CONNECT, [XB_CONNECTED] = CONNECT, [XB_CLOSING] = CLOSE, [XB_CLOSED] = CLOSED},
+    [VBD_INIT_WAIT] =
+	{[XB_INITIALISED] = CONNECT, [XB_CONNECTED] = CONNECT, [XB_CLOSING] = CLOSE, [XB_CLOSED] = CLOSED},
     [VBD_CONNECTED] = {[XB_UNKNOWN] = CLOSED,
 		       [XB_INITIALISING] = REINIT,
 		       [XB_INITIALISED] = CHECK_NEW,
@@ -187,7 +198,8 @@ static void enter_closing(struct vbd *v)
 static bool enter_closed(struct vbd *v)
 {
 	v->state = VBD_CLOSED;
-	/* Going offline, Closed is said when the image is closed too: the toolstack may take it elsewhere then. */
+	/* Going offline, Closed is said when the image is closed too: the toolstack may take it elsewhere
+	 * then. */
 	if (v->online && !must_leave(v) && nodes_write_state(v, XB_CLOSED) < 0 && v->exists)
 		retry(v, RETRY_STORE_NS);
 	return true;
@@ -270,12 +282,13 @@ static bool connect_frontend(struct vbd *v)
 		return detach(v, VBD_CLOSING);
 	nodes_clear_failure(v);
 	v->failure[0] = '\0';
-	log_info("%s: connected: %u queue(s) of %u page(s), %s", v->name, v->connect.n_queues, v->connect.pages,
-		 blkif_abi_name(v->connect.abi));
+	log_info("%s: connected: %u queue(s) of %u page(s), %s", v->name, v->connect.n_queues,
+		 v->connect.pages, blkif_abi_name(v->connect.abi));
 	return true;
 }
 
-/* Initialised while we are Connected: the frontend has not looked yet, or it went through a whole restart that we did not see. */
+/* Initialised while we are Connected: the frontend has not looked yet, or it went through a whole restart
+ * that we did not see. */
 static bool is_new_connection(struct vbd *v)
 {
 	struct blkif_connect now;
@@ -285,7 +298,8 @@ static bool is_new_connection(struct vbd *v)
 		return true;
 	if (nodes_read_frontend(v, &now, &e) < 0)
 		return false;
-	return now.abi != v->connect.abi || now.pages != v->connect.pages || now.n_queues != v->connect.n_queues ||
+	return now.abi != v->connect.abi || now.pages != v->connect.pages ||
+	       now.n_queues != v->connect.n_queues ||
 	       memcmp(now.queue, v->connect.queue, sizeof(now.queue)) != 0;
 }
 
@@ -373,6 +387,11 @@ static bool initialising(struct vbd *v)
 
 	if (!v->online || v->own == XB_CLOSING) {
 		released(v);
+		return true;
+	}
+	if (!v->introduced && v->own > XB_INITIALISING) {
+		/* What a backend once served, of a domain that is no more: a toolstack did not clean up. */
+		v->dead = true;
 		return true;
 	}
 	rc = nodes_read_config(v, &e);
@@ -510,8 +529,8 @@ bool vbd_step(struct vbd *v)
 		nodes_read_states(v);
 		more = step(v);
 		if (v->state != before)
-			log_debug("%s: %s -> %s (frontend %s)", v->name, vbd_state_names[before], vbd_state_names[v->state],
-				  xenbus_name(v->fe));
+			log_debug("%s: %s -> %s (frontend %s)", v->name, vbd_state_names[before],
+				  vbd_state_names[v->state], xenbus_name(v->fe));
 		before = v->state;
 	} while (more && ++i < STEPS_MAX);
 	if (more)

@@ -4,8 +4,8 @@
  * One image file is one device, whatever the names it is asked for by: the key is the file's identity (device
  * and inode, or the number of a block device). A user is a ring backend, an NBD export or a control verb;
  * each holds one reference and attaches its transports to ref->dev itself. The rules at the door:
- *   - of a writable device, two users that are not `shared` exclude each other (two rings); a `shared` one joins whoever is there (NBD
- *     beside a ring: it becomes a second transport);
+ *   - of a writable device, two users that are not `shared` exclude each other (two rings); a `shared` one
+ * joins whoever is there (NBD beside a ring: it becomes a second transport);
  *   - any number of readers of one image, which share one read-only device;
  *   - a reader never gets a second device of an image that is being written, and a writer none of one that is
  * being read: a second opening would not see the first one's metadata. A refusal says who has the image.
@@ -29,7 +29,8 @@ struct devtab_opts {
 	const char *user;   /* who asks, for messages: "vbd-5-51712", "nbd:leaf1"; also the device's name if
 			       this opens it */
 	bool writable;
-	bool shared;	    /* see above. A user that asked for read-only may get a writable device: it enforces that in its transport */
+	bool shared; /* see above. A user that asked for read-only may get a writable device: it enforces that
+			in its transport */
 	/* How to open, if it is not open: as in disk_opts and dev_opts. A device that is there stays as it
 	 * is. */
 	const char *run_dir;

@@ -1,6 +1,6 @@
 /*
- * For tests: simxen as a process, the blkif backend in this process, guests as processes (simguest) or played by the test. Failures here end
- * the test program.
+ * For tests: simxen as a process, the blkif backend in this process, guests as processes (simguest) or played
+ * by the test. Failures here end the test program.
  */
 #ifndef TESTS_BLKIF_RIG_H
 #define TESTS_BLKIF_RIG_H
@@ -188,7 +188,8 @@ __attribute__((format(printf, 2, 3))) static inline pid_t rig_begin(const char *
 	return pid;
 }
 
-static inline void rig_raw_image(const struct rig *r, const char *name, uint64_t size_bytes, char path[static 128])
+static inline void rig_raw_image(const struct rig *r, const char *name, uint64_t size_bytes,
+				 char path[static 128])
 {
 	int fd;
 
