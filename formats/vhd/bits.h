@@ -34,6 +34,15 @@ static inline uint32_t vhd_bits_run(const unsigned char *bits, uint32_t first, u
 	unsigned char same = (*set = vhd_bit(bits, first)) ? 0xff : 0;
 
 	while (i < end) {
+		uint64_t word;
+
+		if (!(i & 63) && end - i >= 64) {
+			memcpy(&word, bits + (i >> 3), sizeof(word));
+			if (word == (*set ? UINT64_MAX : 0)) {
+				i += 64;
+				continue;
+			}
+		}
 		if (!(i & 7) && end - i >= 8 && bits[i >> 3] == same)
 			i += 8;
 		else if (vhd_bit(bits, i) == *set)
