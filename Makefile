@@ -1,5 +1,5 @@
 # blkd's build: one non-recursive Makefile.
-#   make [VARIANT=release|asan|tsan] [CC=gcc|clang] [V=1]     builds into build/$(VARIANT)/
+#   make [VARIANT=release|asan|tsan] [CC=gcc|clang] [V=1]     builds into build/$(VARIANT)/, objects below obj/ there
 # Sources are found by wildcard: a new .c in a module's directory is part of the build. What is linked where:
 #   libblkd.a   every module of the datapath (blkd/*/, formats/, cache/, sr-drivers/)
 #   blkd        blkd/main.c                    blkimg  tools/blkimg/*.c      blkctl  control/*.c
@@ -12,6 +12,7 @@ ifeq ($(origin CC),default)
 CC := gcc
 endif
 B       := build/$(VARIANT)
+O       := $(B)/obj
 PREFIX  ?= /usr/local
 DESTDIR ?=
 Q       := $(if $(V),,@)
@@ -47,14 +48,14 @@ LDFLAGS := -pthread $(filter -fsanitize%,$(CFLAGS_$(VARIANT)))
 LIBS    := -l:liburing.a -laio -ljansson -luuid -lxenstore
 
 LIB_SRC  := $(sort $(foreach d,blkd/base blkd/io blkd/dev blkd/blkif blkd/hyp blkd/nbd blkd/ctl formats formats/vhd cache sr-drivers,$(wildcard $(d)/*.c)))
-LIB_OBJ  := $(LIB_SRC:%.c=$(B)/%.o)
+LIB_OBJ  := $(LIB_SRC:%.c=$(O)/%.o)
 PROG_SRC_blkd     := $(wildcard blkd/main.c)
 PROG_SRC_blkimg   := $(sort $(wildcard tools/blkimg/*.c))
 PROG_SRC_blkctl   := $(sort $(wildcard control/*.c))
 PROG_SRC_simxen   := $(sort $(wildcard sim/simxen/*.c))
 PROG_SRC_simguest := $(sort $(wildcard sim/simguest/*.c))
 PROGS    := $(foreach p,blkd blkimg blkctl simxen simguest,$(if $(PROG_SRC_$(p)),$(p)))
-PROG_OBJ := $(foreach p,$(PROGS),$(PROG_SRC_$(p):%.c=$(B)/%.o))
+PROG_OBJ := $(foreach p,$(PROGS),$(PROG_SRC_$(p):%.c=$(O)/%.o))
 
 CTEST_SRC := $(sort $(wildcard tests/unit/test_*.c tests/prop/test_*.c tests/faults/test_*.c))
 CTESTS    := $(CTEST_SRC:%.c=$(B)/%)
@@ -66,7 +67,7 @@ CRASHTEST := $(if $(CRASH_SRC),$(B)/tests/crash/crashtest)
 all: $(PROGS:%=$(B)/%) $(B)/libblkd.a
 tests: all $(CTESTS) $(CRASHTEST)
 
-$(B)/%.o: %.c
+$(O)/%.o: %.c
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC   $<")
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
@@ -77,23 +78,26 @@ $(B)/libblkd.a: $(LIB_OBJ)
 
 $(B)/blkd $(B)/blkimg $(B)/blkctl: $(B)/libblkd.a
 define prog_rule
-$(B)/$(1): $(PROG_SRC_$(1):%.c=$(B)/%.o)
+$(B)/$(1): $(PROG_SRC_$(1):%.c=$(O)/%.o)
 	$$(if $$(V),,@echo "  LD   $$@")
 	$$(Q)$$(CC) $$(LDFLAGS) -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $$(LIBS)
 endef
 $(foreach p,$(PROGS),$(eval $(call prog_rule,$(p))))
 
-$(CTESTS): $(B)/%: $(B)/%.o $(B)/libblkd.a
+$(CTESTS): $(B)/%: $(O)/%.o $(B)/libblkd.a
+	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD   $@")
 	$(Q)$(CC) $(LDFLAGS) -o $@ $< $(B)/libblkd.a -lcmocka $(LIBS)
 
 BENCH := $(patsubst %.c,$(B)/%,$(wildcard bench/micro/*.c))
 all: $(BENCH)
-$(BENCH): $(B)/%: $(B)/%.o $(B)/libblkd.a
+$(BENCH): $(B)/%: $(O)/%.o $(B)/libblkd.a
+	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD   $@")
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 
-$(B)/tests/crash/crashtest: $(CRASH_SRC:%.c=$(B)/%.o) $(B)/libblkd.a
+$(B)/tests/crash/crashtest: $(CRASH_SRC:%.c=$(O)/%.o) $(B)/libblkd.a
+	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD   $@")
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 
@@ -136,4 +140,4 @@ install: all
 clean:
 	rm -rf build
 
--include $(BENCH:=.d) $(LIB_OBJ:.o=.d) $(PROG_OBJ:.o=.d) $(CTESTS:=.d) $(CRASH_SRC:%.c=$(B)/%.d)
+-include $(LIB_OBJ:.o=.d) $(PROG_OBJ:.o=.d) $(patsubst $(B)/%,$(O)/%.d,$(BENCH) $(CTESTS)) $(CRASH_SRC:%.c=$(O)/%.d)

@@ -22,7 +22,7 @@ for path in subprocess.check_output(["git", "ls-files", "-co", "--exclude-standa
         continue
     hot += 1
     allowed = set(re.findall(r"\w+", head[: head.index("*/")]))
-    out = subprocess.check_output(["nm", "-u", f"{build}/{path[:-2]}.o"], text=True)
+    out = subprocess.check_output(["nm", "-u", f"{build}/obj/{path[:-2]}.o"], text=True)
     for symbol in (line.split()[-1].split("@")[0] for line in out.splitlines() if line.strip()):
         if FORBIDDEN.match(symbol) and symbol not in allowed:
             print(f"{path}: calls {symbol}, which a hot path file may not (its first line does not name it)")
