@@ -75,6 +75,40 @@ static const unsigned char on_frontend[VBD_STATES][XB_STATES] = {
     [VBD_CLOSED] = {[XB_INITIALISING] = REOPEN, [XB_INITIALISED] = REOPEN},
 };
 
+/* For blkif_each(). Before a state is written to xenstore: who waited for it there finds it here. */
+static void show(struct vbd *v)
+{
+	const struct vbd_config *c = &v->config;
+	struct blkif_vbd i = {.domid = v->domid,
+			      .devid = v->devid,
+			      .state = vbd_state_names[v->state],
+			      .frontend = xenbus_name(v->fe),
+			      .online = v->online,
+			      .writable = c->writable,
+			      .barrier = c->barrier,
+			      .discard = c->discard,
+			      .write_mode = c->write_mode,
+			      .connects = v->connects};
+	bool has_device = v->ref && !v->task_running;
+
+	if (c->image)
+		snprintf(i.image, sizeof(i.image), "%.255s", c->image);
+	snprintf(i.format, sizeof(i.format), "%s", c->format);
+	snprintf(i.failure, sizeof(i.failure), "%s", v->failure);
+	if (v->conn) {
+		i.queues = v->connect.n_queues;
+		i.ring_pages = v->connect.pages;
+		i.protocol = blkif_abi_name(v->connect.abi);
+	}
+	if (has_device)
+		i.size_bytes = dev_size_bytes(v->ref->dev);
+	pthread_mutex_lock(&v->be->lock);
+	v->info = i;
+	v->info_dev = has_device ? v->ref->dev : NULL;
+	v->info_conn = v->conn;
+	pthread_mutex_unlock(&v->be->lock);
+}
+
 /* ---- tasks ---- */
 
 static struct vbd *vbd_of_task(struct task *t)
@@ -159,6 +193,7 @@ static void retry(struct vbd *v, uint64_t in_ns)
 static void released(struct vbd *v)
 {
 	v->state = VBD_RELEASED;
+	show(v);
 	if (v->exists && !made_anew(v))
 		nodes_write_released(v);
 }
@@ -174,9 +209,11 @@ static bool refuse(struct vbd *v, const struct err *e)
 static bool offer(struct vbd *v)
 {
 	struct err e = ERR_INIT;
-	int rc = nodes_write_offer(v, &e);
+	int rc;
 
 	v->state = VBD_INIT_WAIT;
+	show(v);
+	rc = nodes_write_offer(v, &e);
 	if (rc == 0 || rc == -ECANCELED)
 		return true;
 	if (rc == -ENOENT) {
@@ -273,6 +310,7 @@ static bool connect_frontend(struct vbd *v)
 	v->detach_posted = v->fe_connected = false;
 	v->connects++;
 	v->state = VBD_CONNECTED;
+	show(v);
 	rc = nodes_write_connected(v, &e);
 	if (rc == -ENOENT)
 		v->exists = false;
@@ -482,39 +520,6 @@ static bool step(struct vbd *v)
 	else if (v->state == VBD_CLOSING && v->published != XB_CLOSING)
 		enter_closing(v);
 	return act(v, on_frontend[v->state][v->fe]);
-}
-
-static void show(struct vbd *v)
-{
-	const struct vbd_config *c = &v->config;
-	struct blkif_vbd i = {.domid = v->domid,
-			      .devid = v->devid,
-			      .state = vbd_state_names[v->state],
-			      .frontend = xenbus_name(v->fe),
-			      .online = v->online,
-			      .writable = c->writable,
-			      .barrier = c->barrier,
-			      .discard = c->discard,
-			      .write_mode = c->write_mode,
-			      .connects = v->connects};
-	bool has_device = v->ref && !v->task_running;
-
-	if (c->image)
-		snprintf(i.image, sizeof(i.image), "%.255s", c->image);
-	snprintf(i.format, sizeof(i.format), "%s", c->format);
-	snprintf(i.failure, sizeof(i.failure), "%s", v->failure);
-	if (v->conn) {
-		i.queues = v->connect.n_queues;
-		i.ring_pages = v->connect.pages;
-		i.protocol = blkif_abi_name(v->connect.abi);
-	}
-	if (has_device)
-		i.size_bytes = dev_size_bytes(v->ref->dev);
-	pthread_mutex_lock(&v->be->lock);
-	v->info = i;
-	v->info_dev = has_device ? v->ref->dev : NULL;
-	v->info_conn = v->conn;
-	pthread_mutex_unlock(&v->be->lock);
 }
 
 bool vbd_step(struct vbd *v)

@@ -262,7 +262,7 @@ static void plug_serves_and_unplug_takes_away(void **state)
 	assert_int_equal(blkif_plug(&o, &e), -ESRCH);
 	pid = rig_begin(
 	    "simguest",
-	    "--dir %s --domid 400 --vbd %u --base-zero --hold --phase rw=randrw,ios=500 --phase readall",
+	    "--dir %s --domid 400 --vbd %u --base-zero --hold --expect-close --phase rw=randrw,ios=500 --phase readall",
 	    rig.sim.dir, XVDA);
 	for (unsigned i = 0; blkif_plug(&o, &e) == -ESRCH && i < 1000; i++)
 		rig_sleep_ms(10);
