@@ -85,7 +85,7 @@ int hyp_open(struct hyp *h, const char *dir, uint32_t domid)
 {
 	struct sockaddr_un sa = {.sun_family = AF_UNIX};
 	struct sim_req req = {.op = SIM_HELLO, .domid = domid};
-	struct sim_rsp rsp;
+	struct sim_rsp rsp = {0};
 	int len, err;
 
 	*h = (struct hyp){.fd = -1};

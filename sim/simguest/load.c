@@ -71,15 +71,15 @@ static void revoke_op(struct load *l, const struct op *op)
 
 static void check_read(struct load *l, struct op *op, const struct shadow *part, enum check_mode mode)
 {
-	char why[200] = "";
+	char why[200] = "", more[200] = "";
 	uint32_t bad = 0;
 
 	for (uint32_t i = part->seg_first; l->ph->verify && i < part->seg_first + part->seg_count; i++) {
 		const struct seg *s = &op->seg[i];
 
 		bad += model_check(&l->v->model, op->sector + s->start, s->count, buffer_segment(l, op, i),
-				   l->ph->overlap ? op->snap + s->start : NULL, mode,
-				   bad ? (char[1]){0} : why, bad ? 1 : sizeof(why));
+				   l->ph->overlap ? op->snap + s->start : NULL, mode, bad ? more : why,
+				   sizeof(why));
 	}
 	if (bad)
 		tally_add(&l->v->tally, FAULT_VERIFY, bad, "%s%s", why,

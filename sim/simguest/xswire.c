@@ -96,8 +96,10 @@ static int queue_event(struct xw *x, const char *body, uint32_t len)
 
 static int recv_msg(struct xw *x, struct xsd_sockmsg *hdr, char *body)
 {
-	int err = read_full(x, hdr, sizeof(*hdr));
+	int err;
 
+	memset(hdr, 0, sizeof(*hdr));
+	err = read_full(x, hdr, sizeof(*hdr));
 	if (err)
 		return err;
 	if (hdr->len > XENSTORE_PAYLOAD_MAX)
@@ -173,14 +175,13 @@ char *xw_read(struct xw *x, uint32_t tx, const char *path, int *err)
 
 int xw_write(struct xw *x, uint32_t tx, const char *path, const char *value)
 {
-	char payload[XENSTORE_PAYLOAD_MAX];
-	size_t plen = strlen(path) + 1, vlen = strlen(value);
+	char payload[XENSTORE_PAYLOAD_MAX + 1];
+	int len = snprintf(payload, sizeof(payload), "%s%c%s", path, 0, value);
 
-	if (plen + vlen > sizeof(payload))
+	if (len < 0 || (size_t)len >= sizeof(payload))
 		return -E2BIG;
-	memcpy(payload, path, plen);
-	memcpy(payload + plen, value, vlen);
-	return talk(x, XS_WRITE, tx, payload, plen + vlen, NULL);
+	/* The value goes without its NUL. */
+	return talk(x, XS_WRITE, tx, payload, (size_t)len, NULL);
 }
 
 int xw_printf(struct xw *x, uint32_t tx, const char *dir, const char *node, const char *fmt, ...)

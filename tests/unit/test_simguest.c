@@ -258,25 +258,35 @@ static void a_disk_can_be_closed_and_opened_again(void **state)
 	assert_int_equal(t->back.connects, 3);
 }
 
-/* A second backend process for the second disk. */
-static pid_t serve_devid(uint32_t devid)
+/* This program once more, as the backend of one disk. By exec: libxenstore's thread does not survive a bare
+ * fork. */
+static pid_t serve_devid(const char *devid)
 {
 	pid_t pid = fork();
+
+	if (pid == 0) {
+		execl("/proc/self/exe", "test_simguest", "--serve", server.dir, devid, (char *)NULL);
+		_exit(127);
+	}
+	return pid;
+}
+
+static int serve_main(char **argv)
+{
 	struct simback b;
 
-	if (pid)
-		return pid;
-	if (sb_start(&b, server.dir))
-		_exit(1);
-	b.only_devid = devid;
+	if (sb_start(&b, argv[2]))
+		return 1;
+	b.only_devid = (uint32_t)strtoul(argv[3], NULL, 10);
 	sb_serve(&b, 0);
-	_exit(0);
+	sb_end(&b);
+	return 0;
 }
 
 static void one_guest_has_several_disks(void **state)
 {
 	struct bench *t = *state;
-	pid_t other = serve_devid(51728);
+	pid_t other = serve_devid("51728");
 	json_t *disk;
 	int status;
 
@@ -537,7 +547,7 @@ static void refusal_and_absence_are_exit_3(void **state)
 
 #define T(f) cmocka_unit_test_setup_teardown(f, bench_make, bench_end)
 
-int main(void)
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 	    T(good_backend_is_green),
@@ -597,6 +607,8 @@ int main(void)
 	int failed;
 
 	signal(SIGPIPE, SIG_IGN);
+	if (argc == 4 && !strcmp(argv[1], "--serve"))
+		return serve_main(argv);
 	simxen_start(&server);
 	failed = cmocka_run_group_tests(tests, NULL, NULL);
 	simxen_end(&server);
