@@ -138,6 +138,9 @@ static int may_write_state(const struct vbd *v, struct xs_handle *xs, xs_transac
 
 	if (rc == -ENOENT)
 		return rc;
+	/* Made anew behind our back: what we would say is about the old one. */
+	if (rc == 0 && now == XB_INITIALISING && v->published > XB_INITIALISING)
+		return -ECANCELED;
 	if (rc == 0 && now == XB_CLOSING && v->published != XB_CLOSING && to < XB_CLOSING)
 		return -ECANCELED;
 	return 0;
@@ -287,7 +290,7 @@ void nodes_write_released(struct vbd *v)
 		remove_empty_parent(v);
 	if (rc == -ENOENT || (rc == 0 && w.remove))
 		v->exists = false;
-	else if (rc < 0)
+	else if (rc < 0 && rc != -ECANCELED)
 		log_error("%s: %s cannot be written: %s", v->name, v->dir, strerror(-rc));
 }
 

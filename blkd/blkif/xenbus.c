@@ -310,6 +310,8 @@ static bool connect_frontend(struct vbd *v)
 	v->detach_posted = v->fe_connected = false;
 	v->connects++;
 	v->state = VBD_CONNECTED;
+	nodes_clear_failure(v);
+	v->failure[0] = '\0';
 	show(v);
 	rc = nodes_write_connected(v, &e);
 	if (rc == -ENOENT)
@@ -318,8 +320,6 @@ static bool connect_frontend(struct vbd *v)
 		nodes_fail(v, &e);
 	if (rc < 0)
 		return detach(v, VBD_CLOSING);
-	nodes_clear_failure(v);
-	v->failure[0] = '\0';
 	log_info("%s: connected: %u queue(s) of %u page(s), %s", v->name, v->connect.n_queues,
 		 v->connect.pages, blkif_abi_name(v->connect.abi));
 	return true;
