@@ -106,9 +106,11 @@ struct run {
 	size_t n_log;
 	struct request req[MAX_REQS];
 	unsigned n_req;
-	bool together; /* submitted all at once; else one after the other */
+	bool together;		   /* submitted all at once; else one after the other */
 	struct replay_fault fault; /* nth 0: none; matches asynchronous operations of fault_op on the leaf */
 	enum io_op fault_op;
+	bool fault_metadata; /* only 512-byte writes that are not the guest's, after its first data */
+	bool data_seen;
 	struct mark *mark;
 	unsigned n_marks, cap_marks;
 	struct point *point;
@@ -200,7 +202,7 @@ struct explore_opts {
 
 struct explore_result {
 	uint64_t states, workloads, nested, kills, failures;
-	char first[2048];/* the first failure */
+	char first[2048]; /* the first failure */
 };
 
 /* Mutations of what the log says happened: each is a defect of the executor or the format in effect. */

@@ -161,7 +161,7 @@ static void plan_verb(struct run *r, const struct tree_cfg *c, enum verb v, uint
 	static const struct {
 		unsigned at, n;
 	} shape[] = {{0, 8}, {8, 8}, {24, 8}, {0, 16}};
-	unsigned sh = (unsigned)(s % 4);
+	unsigned sh = same ? 0 : (unsigned)(s % 4); /* the same place again */
 	unsigned block = a_block(c, v == V_OVER || (v != V_NEW && s >> 8 & 1), rng, same);
 
 	switch (v) {
@@ -207,25 +207,35 @@ static void plan_verb(struct run *r, const struct tree_cfg *c, enum verb v, uint
 
 static bool fault_hits(void *ctx, const struct replay_rec *rec)
 {
-	const struct run *r = ctx;
+	struct run *r = ctx;
+	uint64_t word = 0;
 
+	if (rec->op == IO_WRITE && rec->data && rec->len_bytes >= 8)
+		memcpy(&word, rec->data, 8);
+	if (word >> 48 == 0xb10c)
+		r->data_seen = true;
+	if (r->fault_metadata && (!r->data_seen || word >> 48 == 0xb10c || rec->len_bytes > 512))
+		return false;
 	return !rec->sync && !rec->file && rec->op == r->fault_op;
 }
 
-/* One run in five meets one fault of the storage. */
+/* One run in four meets one fault of the storage. */
 static void plan_fault(struct run *r, uint64_t *rng)
 {
 	uint64_t f = crash_rnd(rng);
 
 	r->fault = (struct replay_fault){.match = fault_hits, .ctx = r, .error = EIO};
-	if (f % 5)
+	if (f % 4)
 		return;
 	switch (f / 8 % 4) {
 	case 0:
 	case 1:
 		r->fault_op = IO_WRITE;
 		r->fault.kind = f & 1u << 20 ? REPLAY_FAIL : REPLAY_FAIL_TORN;
-		r->fault.nth = 1 + (unsigned)(f >> 8) % 8;
+		r->fault.nth = 1 + (unsigned)(f >> 8) % 24; /* growing alone writes a dozen */
+		r->fault_metadata = f / 8 % 4;
+		if (r->fault_metadata)
+			r->fault.nth = 1 + r->fault.nth % 4;
 		break;
 	case 2:
 		r->fault_op = IO_FLUSH;
