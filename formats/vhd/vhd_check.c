@@ -198,7 +198,7 @@ static void check_header_table(struct check_run *run, const struct vhd_scan *s, 
 				     h->bat_entries);
 	}
 	if (h->table_offset < VHD_FOOTER_BYTES || h->table_offset % SECTOR_BYTES ||
-	    h->table_offset > 1ull << 62) {
+	    h->table_offset > (1ull << 62) - vhd_bat_bytes(h->bat_entries)) {
 		check_report(run, CHECK_HEADER_TABLE_OFFSET,
 			     off + offsetof(struct vhd_header_disk, table_offset), "1536", "%" PRIu64,
 			     h->table_offset);
@@ -301,6 +301,7 @@ static int check_raw(struct check_run *run, struct backing *file, struct err *e)
 int check_one(struct check_run *run, struct backing *file, const char *format, struct vhd_scan *s,
 	      struct err *e)
 {
+	uint32_t before = run->result->errors;
 	int ret;
 
 	run->path = file->path;
@@ -333,6 +334,9 @@ int check_one(struct check_run *run, struct backing *file, const char *format, s
 		ret = check_sparse(run, s, e);
 		break;
 	}
+	if (!ret && !s->footer && run->result->errors == before)
+		check_report(run, CHECK_FOOTER_REFUSED, s->tail_off, "a footer that fits its place",
+			     "type %" PRIu32 " at offset 0 only", s->copy.type);
 	return ret;
 }
 

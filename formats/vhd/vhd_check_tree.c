@@ -235,8 +235,8 @@ static const char *leaf_format(const char *path, const char *named)
 /* May the chain go on into the parent? Reports and closes it if not. */
 static struct backing *admit(struct walk *w, struct backing *parent)
 {
-	if (w->n_seen == CHAIN_MAX_DEPTH) {
-		check_report(&w->run, CHECK_PARENT_DEPTH, w->link.header_off, "at most 1024 images",
+	if (w->n_seen == CHAIN_MAX_DEPTH + 1) {
+		check_report(&w->run, CHECK_PARENT_DEPTH, w->link.header_off, "at most 1024 parents",
 			     "more, with %.120s", parent->path);
 	} else if (remember(w, parent)) {
 		check_report(&w->run, CHECK_PARENT_CYCLE, w->link.header_off,

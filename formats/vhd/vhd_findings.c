@@ -116,7 +116,7 @@ static const struct check_text {
 			     DO_DROP},
     [CHECK_BLOCK_BEYOND_END] = {"block-beyond-end", CHECK_ERROR, CHECK_ERROR,
 				"a block lies beyond the end of the file or over its footer", DO_DROP},
-    [CHECK_BLOCK_CUT_SHORT] = {"block-cut-short", CHECK_UNCLEAN, CHECK_UNCLEAN,
+    [CHECK_BLOCK_CUT_SHORT] = {"block-cut-short", CHECK_ERROR, CHECK_ERROR,
 			       "the file ends within its last block (a crash of tapdisk leaves this)",
 			       DO_REPAIR},
     [CHECK_BLOCK_OVERLAP] = {"block-overlap", CHECK_ERROR, CHECK_ERROR, "two blocks lie over each other",

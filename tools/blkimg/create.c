@@ -76,7 +76,7 @@ static int clone_of(const struct plan *p, const struct args *a, struct err *e)
 		ret = ro_open(p->parent, p->parent_format, a, &c, e);
 	if (ret)
 		return err_prefix(e, "the parent");
-	if (c->n + 2 > CHAIN_MAX_DEPTH)
+	if (c->n + 1 > CHAIN_MAX_DEPTH)
 		ret = err_set(e, -ELOOP,
 			      "%s: its chain is %u deep already, the most that can be opened: flatten it "
 			      "with blkimg convert",

@@ -98,7 +98,7 @@ int main(int argc, char **argv)
 	struct args a = {0};
 	struct err e = ERR_INIT;
 
-	log_set_level(LOG_WARN);
+	log_set_level(LOG_ERROR);
 	if (argc < 2) {
 		help_all(stderr);
 		return 2;
