@@ -2,9 +2,9 @@
  * The VHD image object, private to formats/vhd/. On-disk layout: layout.h. One object for dynamic and differencing images; fixed ones
  * are vhd_fixed.c.
  *
- * Who owns what: everything up to `w` is filled by open (vhd_open.c) and is immutable afterwards in a parent. In a leaf, bat[], full[]
- * and n_allocated are the live view and change on the device thread. `w` exists after the first dirty_replay or begin_writing only; it
- * belongs to the write path (vhd_write.c, vhd_commit.c, vhd_grow.c).
+ * Who owns what: everything up to `w` is filled by open (vhd_open.c) and is immutable afterwards in a parent. In a leaf, bat[] and
+ * full[] are the live view and change on the device thread. `w` belongs to the write half (vhd_write.h); it exists after the first
+ * dirty_replay or begin_writing, or, as a cache of bitmaps only, after the first meta_put of a leaf that is only read.
  */
 #ifndef FORMATS_VHD_VHD_H
 #define FORMATS_VHD_VHD_H
@@ -60,7 +60,7 @@ static inline bool vhd_full_test(const struct vhd *v, uint32_t block)
 void vhd_map(const struct image *, const void *meta, uint64_t off_bytes, uint32_t len_bytes, struct extent *out);
 bool vhd_owns(const struct image *, uint64_t off_bytes, uint64_t len_bytes);
 
-/* vhd_write.c, vhd_commit.c, vhd_grow.c: see struct image_format */
+/* the write half (vhd_write.h): see struct image_format */
 const void *vhd_meta_get(struct image *, uint64_t key);
 int vhd_meta_put(struct image *, uint64_t key, const void *buf, int res);
 int vhd_write_begin(struct image *, enum write_op, unsigned flags, uint64_t off_bytes, uint64_t len_bytes, struct write_piece *);

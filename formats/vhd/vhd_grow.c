@@ -242,13 +242,16 @@ static enum phase phase_after(struct vhd *v, const struct job *job)
 	return OVER;
 }
 
-static void offer(struct vhd *v)
+/* One slot more is what the job is for: others that were lost on the way are no failure of it. */
+static void offer(struct vhd *v, struct job *job)
 {
 	struct vhd_space *s = &v->w->space;
 
 	for (unsigned i = 0; i < s->grow.n; i++)
-		if (!s->grow.slot[i].lost)
+		if (!s->grow.slot[i].lost) {
 			s->ready[(s->ready_head + s->n_ready++) % VHD_READY_MAX] = s->grow.slot[i].sector;
+			job->res = 0;
+		}
 }
 
 int vhd_grow_next(struct vhd *v, struct job *job, struct meta_act *acts, unsigned max)
@@ -265,7 +268,7 @@ int vhd_grow_next(struct vhd *v, struct job *job, struct meta_act *acts, unsigne
 			return -EAGAIN;
 		vhd_phase(job, phase_after(v, job));
 		if (phase == FLUSH_ZERO && !v->img.poisoned)
-			offer(v);
+			offer(v, job);
 	}
 	g->running = false;
 	g->n = 0;

@@ -13,6 +13,7 @@
  */
 #include "tests/lib/vhdwrite.h"
 
+#include "blkd/vhd_check.h"
 #include "formats/vhd/vhd_write.h"
 
 #define MAX_OPS	    24u
@@ -433,6 +434,29 @@ static void reopen(const struct meta_record *rec, unsigned n)
 	audit();
 }
 
+static void found(void *ctx, const struct check_finding *f)
+{
+	(void)ctx;
+	if (f->severity != CHECK_WARNING)
+		fprintf(stderr, "check: %s at %llu: %s (%s, %s)\n", f->code, (unsigned long long)f->off_bytes,
+			f->what, f->found, f->expected);
+}
+
+/* The checker, which shares no code with the write path, has nothing against the file. */
+static void check_file(bool clean)
+{
+	struct backing *b = mem_open(g.f, 0);
+	struct check_opts o = {
+	    .format = "vhd", .lenient = true, .bitmaps = true, .found = clean ? found : NULL};
+	struct check_result r = {0};
+	struct err e = ERR_INIT;
+
+	ENSURE(!vhd_check(b, &o, &r, &e));
+	b->ops->close(b);
+	ENSURE(r.errors == 0);
+	ENSURE(!clean || r.unclean == 0);
+}
+
 /* Clean close; what is on the medium then is all there is. */
 static void close_and_reopen(void)
 {
@@ -457,6 +481,7 @@ static void close_and_reopen(void)
 		mem_peek(g.f, mem_size(g.f) - 512, back, 512);
 		ENSURE(!memcmp(front, back, 512));
 	}
+	check_file(clean);
 	g.n_closes++;
 	reopen(NULL, 0);
 	verify_all();
@@ -479,6 +504,7 @@ static void kill_and_resume(void)
 		}
 	g.job_on[0] = g.job_on[1] = false;
 	vhd_close(g.img);
+	check_file(false);
 	g.n_kills++;
 	reopen(g.rec, g.n_rec);
 	verify_all();

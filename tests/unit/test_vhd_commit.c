@@ -418,6 +418,28 @@ static void close_writes_a_batmap_that_is_untrusted_until_it_is_whole(void **sta
 	}
 }
 
+static void part_block_at_the_end_of_the_disk_is_never_called_full_on_disk(void **state)
+{
+	struct vw_image_opts o = {
+	    .size_bytes = (64ull << 20) + 4096, .block_bytes = 2u << 20, .batmap = true};
+	struct mem_file *f = vw_create("/b.vhd", &o);
+	struct image *i = vw_open_write(f);
+
+	(void)state;
+	assert_true(vw_write(i, WRITE_DATA, 0, 64u << 20, 4096, 5) > 0);
+	assert_true(vw_write(i, WRITE_DATA, 0, 0, 2u << 20, 5) > 0);
+	assert_true(vhd_full_test(vhd_of(i), 32));
+	assert_int_equal(vw_run(i, JOB_COMMIT, NULL), 0);
+	assert_int_equal(vw_run(i, JOB_CLOSE, NULL), 0);
+	vhd_close(i);
+	i = vw_open(f, 0);
+	assert_true(vhd_of(i)->batmap_valid);
+	assert_true(vhd_batmap_test(vhd_of(i)->batmap_disk, 0));
+	assert_false(vhd_batmap_test(vhd_of(i)->batmap_disk, 32));
+	vhd_close(i);
+	mem_file_put(f);
+}
+
 static void failed_batmap_does_not_stop_the_cut(void **state)
 {
 	struct vw_image_opts o = {.size_bytes = 64ull << 20, .block_bytes = 2u << 20, .batmap = true};
@@ -462,6 +484,7 @@ int main(void)
 	    VOLATILE(close_cuts_the_slack_behind_a_new_footer),
 	    VOLATILE(nothing_is_cut_when_the_new_footer_failed),
 	    cmocka_unit_test(close_writes_a_batmap_that_is_untrusted_until_it_is_whole),
+	    cmocka_unit_test(part_block_at_the_end_of_the_disk_is_never_called_full_on_disk),
 	    cmocka_unit_test(failed_batmap_does_not_stop_the_cut),
 	};
 

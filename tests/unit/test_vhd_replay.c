@@ -280,6 +280,23 @@ static void record_that_contradicts_the_image_is_refused(void **state)
 	assert_int_equal(vhd_dirty_replay(img, r, 1, NULL), 0);
 }
 
+static void record_of_a_slot_over_metadata_is_refused(void **state)
+{
+	struct vw_image_opts o = {.size_bytes = 4000ull * BLK, .block_bytes = BLK, .batmap = true};
+	struct meta_record r = {.block = 1, .count = 1};
+
+	(void)state;
+	vhd_close(img);
+	mem_file_put(file);
+	file = vw_create("/b.vhd", &o);
+	mem_resize(file, 1 << 20);
+	img = vw_open(file, BACKING_WRITE);
+	assert_true(vhd_of(img)->meta_end > 3 * 4096);
+	for (r.sector = 7; r.sector * 512ull < vhd_of(img)->meta_end; r.sector += 8)
+		refuse(&r, 1);
+	assert_int_equal(vhd_dirty_replay(img, &r, 1, NULL), 0);
+}
+
 static void record_that_frees_a_block_full_on_disk_is_refused(void **state)
 {
 	struct vw_image_opts o = {.size_bytes = 64ull << 20, .block_bytes = 2u << 20, .batmap = true};
@@ -355,6 +372,7 @@ int main(void)
 	    T(writing_does_not_begin_before_the_replay_is_durable),
 	    T(no_records_are_replayed_too),
 	    T(record_that_contradicts_the_image_is_refused),
+	    T(record_of_a_slot_over_metadata_is_refused),
 	    T(record_that_frees_a_block_full_on_disk_is_refused),
 	    T(unreadable_bitmap_refuses_the_replay),
 	    T(replay_comes_before_the_first_write_only),
