@@ -269,6 +269,7 @@ static int find_cut_block(struct vhd_scan *s, struct err *e)
 	return 0;
 }
 
+/* Of two blocks in one place neither can be trusted, unless one of them could not be there anyway. */
 static void judge_blocks(struct vhd_scan *s)
 {
 	uint32_t reach = SCAN_BAT_FREE; /* the block that reaches farthest so far */
@@ -278,8 +279,10 @@ static void judge_blocks(struct vhd_scan *s)
 		uint64_t off = scan_block_off(s, entry), end = scan_block_end(s, entry);
 
 		if (entry >= s->n_blocks || scan_in_region(s, off, end) ||
-		    (end > s->limit && entry != s->cut_entry))
+		    (end > s->limit && entry != s->cut_entry)) {
 			set_bad(s, entry);
+			continue;
+		}
 		if (reach != SCAN_BAT_FREE && off < scan_block_end(s, reach)) {
 			set_bad(s, entry);
 			set_bad(s, reach);
