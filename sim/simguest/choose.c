@@ -78,6 +78,14 @@ static bool spent(const struct load *l, uint64_t now)
 	       (l->weight[MIX_FLUSH] == l->weight_sum && l->issued);
 }
 
+/* The write besides the load, at a random place. */
+static bool mark_is_due(const struct load *l)
+{
+	uint32_t marks = l->ph->marks;
+
+	return marks && !(l->v->info & INFO_READONLY) && l->issued % (marks + 1) == marks;
+}
+
 static enum op_kind draw_kind(struct load *l)
 {
 	static const enum op_kind kinds[MIXES] = {OP_READ, OP_WRITE, OP_TRIM, OP_FLUSH};
@@ -86,6 +94,8 @@ static enum op_kind draw_kind(struct load *l)
 
 	if (l->ph->flush_every && !l->res->no_flush && l->writes_since_flush >= l->ph->flush_every)
 		return l->ph->barrier ? OP_BARRIER : OP_FLUSH;
+	if (mark_is_due(l))
+		return OP_WRITE;
 	while (at >= l->weight[i])
 		at -= l->weight[i++];
 	return kinds[i] == OP_FLUSH && l->ph->barrier ? OP_BARRIER : kinds[i];
@@ -112,7 +122,7 @@ static void draw_place(struct load *l, struct op *op)
 		op->sector = 0;
 		return;
 	}
-	if (l->ph->random) {
+	if (l->ph->random || mark_is_due(l)) {
 		uint64_t blocks = l->region_sectors / unit;
 
 		op->sector = l->region_begin + rng_below(&l->rng, blocks ? blocks : 1) * unit;
@@ -173,10 +183,12 @@ static int track(struct load *l, struct op *op)
 
 static void count_issue(struct load *l, const struct op *op)
 {
+	bool in_order = !l->ph->random && !mark_is_due(l);
+
 	l->next_queue++;
 	l->issued++;
 	l->issued_bytes += (uint64_t)op->nsect * SECTOR_BYTES;
-	if (op->nsect && !l->ph->random)
+	if (op->nsect && in_order)
 		l->pos = op->sector + op->nsect;
 	if (op->kind == OP_WRITE)
 		l->writes_since_flush++;
@@ -193,7 +205,7 @@ enum choice choose_op(struct load *l, uint64_t now, struct op **out)
 	if (l->nfree == 0 || now < l->next_issue_ns)
 		return BLOCKED;
 	op = &l->ops[l->free_op[l->nfree - 1]];
-	for (unsigned i = 0; i < (l->ph->random ? TRIES : 1); i++) {
+	for (unsigned i = 0; i < (l->ph->random || mark_is_due(l) ? TRIES : 1); i++) {
 		op->kind = draw_kind(l);
 		op->nsect = draw_sectors(l, op->kind);
 		draw_place(l, op);

@@ -110,7 +110,7 @@ static int set_readall(struct options *o, struct phase *p, const char *value)
 	(void)value;
 	set_rw(o, p, "read");
 	p->offset = p->size = p->io_bytes = p->ios = 0;
-	p->runtime_ms = p->flush_every = 0;
+	p->runtime_ms = p->flush_every = p->marks = 0;
 	snprintf(p->name, sizeof(p->name), "readall");
 	return 0;
 }
@@ -160,6 +160,7 @@ PHASE_U64(io_bytes, 1)
 PHASE_U64(ios, 1)
 PHASE_U32(iodepth, 1, MAX_DEPTH)
 PHASE_U32(flush_every, 0, UINT32_MAX)
+PHASE_U32(marks, 0, UINT32_MAX - 1)
 PHASE_U32(think_us, 0, 60000000)
 GLOBAL_U32(domid, 1, 32751)
 GLOBAL_U32(ring_order, 0, 4)
@@ -280,6 +281,7 @@ static const struct key phase_keys[] = {
     {"ios", "N", "stop after so many requests", set_ios, 0},
     {"runtime", "SECS", "stop after so long; without io-size and ios, go round until then", set_runtime, 0},
     {"flush-every", "N", "a flush after every N writes", set_flush_every, 0},
+    {"marks", "N", "after every N requests, a write at a random place besides", set_marks, 0},
     {"think", "USECS", "pause before each request", set_think_us, 0},
     {"verify", "0|1", "check what is read, write patterns (default 1)", set_verify, 0},
     PFLAG("overlap", overlap, "let requests in flight overlap; they must take effect in order of arrival"),

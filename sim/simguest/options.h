@@ -26,6 +26,7 @@ struct phase {
 	uint64_t offset, size; /* bytes; size 0: to the end */
 	uint64_t io_bytes, ios;
 	uint32_t runtime_ms, flush_every, think_us;
+	uint32_t marks; /* a write at a random place after so many other requests; 0: none */
 };
 
 struct disk_spec {

@@ -283,6 +283,17 @@ static int serve_main(char **argv)
 	return 0;
 }
 
+/* The reads still cover the whole disk, in order: one mark after each eight. */
+static void marks_are_written_besides_the_load(void **state)
+{
+	struct bench *t = *state;
+	unsigned reads = SB_SECTORS / 8;
+
+	expect_green(t, DISK "--phase readall,marks=8 --phase readall");
+	assert_int_equal(json_integer_value(json_object_get(json_object_get(t->report, "totals"), "ops")),
+			 2 * reads + (reads - 1) / 8);
+}
+
 static void one_guest_has_several_disks(void **state)
 {
 	struct bench *t = *state;
@@ -563,6 +574,7 @@ int main(int argc, char **argv)
 	    T(busy_polling_needs_no_events),
 	    T(a_disk_can_be_closed_and_opened_again),
 	    T(growth_of_a_live_disk_is_noticed),
+	    T(marks_are_written_besides_the_load),
 	    T(one_guest_has_several_disks),
 	    T(abandoned_domains_die_without_a_word),
 	    T(sigterm_ends_load_and_hold_in_order),
