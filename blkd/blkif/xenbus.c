@@ -89,7 +89,7 @@ static void show(struct vbd *v)
 			      .discard = c->discard,
 			      .write_mode = c->write_mode,
 			      .connects = v->connects};
-	bool has_device = v->ref && !v->task_running;
+	bool has_device = !v->task_running && v->ref; /* a running task owns ref */
 
 	if (c->image)
 		snprintf(i.image, sizeof(i.image), "%.255s", c->image);

@@ -154,7 +154,8 @@ static inline int rig_wait(pid_t pid)
 }
 
 /* Words of `fmt`, split at blanks, as arguments; waits for the end. */
-static inline pid_t rig_vspawn(const char *name, const char *fmt, va_list ap)
+__attribute__((format(printf, 2, 0))) static inline pid_t rig_vspawn(const char *name, const char *fmt,
+								     va_list ap)
 {
 	char line[2048], *args[64], *save = NULL;
 	unsigned n = 0;

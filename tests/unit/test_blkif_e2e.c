@@ -260,10 +260,10 @@ static void plug_serves_and_unplug_takes_away(void **state)
 	    .domid = 400, .device = "xvda", .image = path, .writable = true, .barrier = -1, .discard = -1};
 
 	assert_int_equal(blkif_plug(&o, &e), -ESRCH);
-	pid = rig_begin(
-	    "simguest",
-	    "--dir %s --domid 400 --vbd %u --base-zero --hold --expect-close --phase rw=randrw,ios=500 --phase readall",
-	    rig.sim.dir, XVDA);
+	pid = rig_begin("simguest",
+			"--dir %s --domid 400 --vbd %u --base-zero --hold --expect-close --phase "
+			"rw=randrw,ios=500 --phase readall",
+			rig.sim.dir, XVDA);
 	for (unsigned i = 0; blkif_plug(&o, &e) == -ESRCH && i < 1000; i++)
 		rig_sleep_ms(10);
 	assert_true(rig_vbd(&rig, 400, XVDA, &v));
