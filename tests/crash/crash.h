@@ -109,7 +109,11 @@ struct run {
 	bool together;		   /* submitted all at once; else one after the other */
 	struct replay_fault fault; /* nth 0: none; matches asynchronous operations of fault_op on the leaf */
 	enum io_op fault_op;
-	bool fault_metadata; /* only 512-byte writes that are not the guest's, after its first data */
+	enum {
+		FAULT_ANY,
+		FAULT_METADATA,
+		FAULT_DATA
+	} fault_what; /* of writes; metadata: 512 bytes, after the guest's first data */
 	bool data_seen;
 	struct mark *mark;
 	unsigned n_marks, cap_marks;
@@ -135,13 +139,14 @@ void run_dir_put(const struct crash_host *, const struct journal_file *);
 /* What is in the run directory now. Returns whether there is a file. */
 bool run_dir_get(const struct crash_host *, struct journal_file *);
 
-#define N_SEQUENCES 1110u /* of 1, 2 and 3 operations out of ten */
+#define N_DIRECTED                                                                                           \
+	54u /* a metadata write fails, then the guest writes the same place again: on every small tree */
+#define N_SEQUENCES	1110u /* of 1, 2 and 3 operations out of ten */
+#define N_RANDOM	222u  /* long ones */
+#define ROUND_WORKLOADS (N_DIRECTED + N_SEQUENCES + N_RANDOM)
 
-/* Number w of a seed's workloads: the first N_SEQUENCES of each round are all short sequences, then come long
- * random ones. */
-const char *workload_plan(uint64_t seed, uint64_t w, struct run *, const struct tree_cfg **, char *text,
-			  size_t n);
-#define ROUND_WORKLOADS (N_SEQUENCES + 222u)
+/* Number w of a seed's workloads, which come in rounds. text: the plan in words. */
+void workload_plan(uint64_t seed, uint64_t w, struct run *, const struct tree_cfg **, char *text, size_t n);
 /* Runs the plan on the real device over the replay engine. */
 void workload_run(struct crash_host *, struct run *, const struct tree_cfg *, uint64_t seed);
 void run_free(struct run *);

@@ -36,6 +36,8 @@ struct explorer {
 	uint64_t seen[SEEN_SLOTS];
 	char plan[1024];
 	unsigned failures;
+	unsigned marks_seen[2]; /* by enum model_kind: at its last moment */
+	bool answered;		/* something was answered since */
 };
 
 static const struct model_bounds full_bounds = {
@@ -200,7 +202,10 @@ static bool wanted(const struct explorer *x, uint64_t k)
 
 	if (x->o->only_state >= 0)
 		return x->number == (uint64_t)x->o->only_state;
-	if (k < 2) /* nothing and all: the plainest states come more often */
+	/* Right after an answer is when a promise counts most; nothing and all are the plainest states. */
+	if (k < 2 && x->answered)
+		return true;
+	if (k < 2)
 		budget *= 3;
 	return !x->total || h * x->total / 1000000 < budget;
 }
@@ -213,6 +218,8 @@ static void moment(struct explorer *x, const struct model *m, enum model_kind ki
 
 	b.seed = x->o->seed;
 	n = model_states(m, kind, &b);
+	x->answered = x->at->n_marks > x->marks_seen[kind];
+	x->marks_seen[kind] = x->at->n_marks;
 	if (kind == MODEL_KILL && x->at->journal >= 0)
 		j = &x->run->journal[x->at->journal];
 	for (uint64_t k = 0; k < n; k++, x->number++) {

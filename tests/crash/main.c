@@ -37,7 +37,7 @@ static bool parse(int argc, char **argv, struct options *o)
 
 	*o = (struct options){.states = 100000,
 			      .workload = -1,
-			      .x = {.seed = 1, .budget = 80, .nested_of = 150, .only_state = -1}};
+			      .x = {.seed = 1, .budget = 80, .nested_of = 250, .only_state = -1}};
 	while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
 		uint64_t v = optarg ? strtoull(optarg, NULL, 0) : 0;
 

@@ -147,7 +147,7 @@ static void place(const struct tree_cfg *c, unsigned block, uint64_t s, uint64_t
 static unsigned a_block(const struct tree_cfg *c, bool allocated, uint64_t *rng, bool same)
 {
 	static const unsigned fresh[] = {0, 3, 4, 5, 7, 8};
-	uint64_t pick = same ? 1 : crash_rnd(rng);
+	uint64_t pick = same ? 2 : crash_rnd(rng);
 
 	if (allocated)
 		return 1 + (unsigned)(pick % 2);
@@ -214,7 +214,10 @@ static bool fault_hits(void *ctx, const struct replay_rec *rec)
 		memcpy(&word, rec->data, 8);
 	if (word >> 48 == 0xb10c)
 		r->data_seen = true;
-	if (r->fault_metadata && (!r->data_seen || word >> 48 == 0xb10c || rec->len_bytes > 512))
+	if (r->fault_what == FAULT_METADATA &&
+	    (!r->data_seen || word >> 48 == 0xb10c || rec->len_bytes > 512))
+		return false;
+	if (r->fault_what == FAULT_DATA && word >> 48 != 0xb10c)
 		return false;
 	return !rec->sync && !rec->file && rec->op == r->fault_op;
 }
@@ -232,10 +235,11 @@ static void plan_fault(struct run *r, uint64_t *rng)
 	case 1:
 		r->fault_op = IO_WRITE;
 		r->fault.kind = f & 1u << 20 ? REPLAY_FAIL : REPLAY_FAIL_TORN;
-		r->fault.nth = 1 + (unsigned)(f >> 8) % 24; /* growing alone writes a dozen */
-		r->fault_metadata = f / 8 % 4;
-		if (r->fault_metadata)
-			r->fault.nth = 1 + r->fault.nth % 4;
+		r->fault_what = f / 32 % 3;
+		/* growing alone writes a dozen */
+		r->fault.nth = 1 + (unsigned)(f >> 8) % (r->fault_what == FAULT_ANY	   ? 24
+							 : r->fault_what == FAULT_METADATA ? 4
+											   : 2);
 		break;
 	case 2:
 		r->fault_op = IO_FLUSH;
@@ -251,41 +255,73 @@ static void plan_fault(struct run *r, uint64_t *rng)
 	}
 }
 
-const char *workload_plan(uint64_t seed, uint64_t w, struct run *r, const struct tree_cfg **cfg, char *text,
-			  size_t n)
+/* The operations of number k of a round. Returns how many. */
+static unsigned pick_verbs(uint64_t k, uint64_t *rng, unsigned verbs[MAX_REQS])
+{
+	unsigned n = 0, i = (unsigned)k, len;
+
+	if (i < N_DIRECTED) {
+		verbs[0] = verbs[1] = i / 27 ? V_OVER : V_NEW;
+		return 2;
+	}
+	i -= N_DIRECTED;
+	if (i < VERBS) {
+		verbs[0] = i;
+		return 1;
+	}
+	i -= VERBS;
+	if (i < VERBS * VERBS) {
+		verbs[0] = i / VERBS;
+		verbs[1] = i % VERBS;
+		return 2;
+	}
+	i -= VERBS * VERBS;
+	if (i < VERBS * VERBS * VERBS) {
+		verbs[0] = i / (VERBS * VERBS);
+		verbs[1] = i / VERBS % VERBS;
+		verbs[2] = i % VERBS;
+		return 3;
+	}
+	for (len = 5 + (unsigned)(crash_rnd(rng) % 20); n < len; n++)
+		verbs[n] = (unsigned)(crash_rnd(rng) % VERBS);
+	return n;
+}
+
+/* Each round moves every sequence to another tree; the large one is slow and comes seldom. */
+static unsigned pick_tree(uint64_t k, uint64_t round, uint64_t *rng)
+{
+	unsigned c = (unsigned)((k + round + (k / 7)) % n_tree_cfgs);
+
+	if (k < N_DIRECTED)
+		return (unsigned)(k % (n_tree_cfgs - 1));
+	return c == n_tree_cfgs - 1 && crash_rnd(rng) % 4 ? (unsigned)(crash_rnd(rng) % (n_tree_cfgs - 1))
+							  : c;
+}
+
+void workload_plan(uint64_t seed, uint64_t w, struct run *r, const struct tree_cfg **cfg, char *text,
+		   size_t n)
 {
 	uint64_t rng = crash_mix(seed * 77 + 5) ^ crash_mix(w + 1), k = w % ROUND_WORKLOADS,
 		 round = w / ROUND_WORKLOADS;
-	unsigned verbs[MAX_REQS], n_verbs = 0, c;
+	unsigned verbs[MAX_REQS], n_verbs;
 	size_t at;
 	bool same;
 
-	/* Each round moves every sequence to another tree; the large one is slow and comes seldom. */
-	c = (unsigned)((k + round + (k / 7)) % n_tree_cfgs);
-	if (c == n_tree_cfgs - 1 && crash_rnd(&rng) % 4)
-		c = (unsigned)(crash_rnd(&rng) % (n_tree_cfgs - 1));
-	*cfg = &tree_cfgs[c];
-	if (k < VERBS) {
-		verbs[n_verbs++] = (unsigned)k;
-	} else if (k < VERBS + VERBS * VERBS) {
-		verbs[n_verbs++] = (unsigned)(k - VERBS) / VERBS;
-		verbs[n_verbs++] = (unsigned)(k - VERBS) % VERBS;
-	} else if (k < N_SEQUENCES) {
-		unsigned i = (unsigned)(k - VERBS - VERBS * VERBS);
-
-		verbs[n_verbs++] = i / (VERBS * VERBS);
-		verbs[n_verbs++] = i / VERBS % VERBS;
-		verbs[n_verbs++] = i % VERBS;
-	} else {
-		unsigned len = 5 + (unsigned)(crash_rnd(&rng) % 20);
-
-		while (n_verbs < len)
-			verbs[n_verbs++] = (unsigned)(crash_rnd(&rng) % VERBS);
-	}
+	*cfg = &tree_cfgs[pick_tree(k, round, &rng)];
+	n_verbs = pick_verbs(k, &rng, verbs);
 	plan_fault(r, &rng);
 	r->n_req = 0;
 	r->together = crash_rnd(&rng) & 1;
-	same = k < N_SEQUENCES && crash_rnd(&rng) & 1;
+	same = k < N_DIRECTED + N_SEQUENCES && crash_rnd(&rng) & 1;
+	if (k < N_DIRECTED) {
+		r->fault_op = IO_WRITE;
+		r->fault_what = FAULT_METADATA;
+		r->fault.kind = REPLAY_FAIL;
+		r->fault.error = EIO;
+		r->fault.nth = 1 + (unsigned)(k / 9 % 3);
+		r->together = false;
+		same = true;
+	}
 	at = (size_t)snprintf(text, n, "%s%s%s", (*cfg)->name, r->together ? " at-once" : "",
 			      same ? " same-block" : "");
 	if (r->fault.nth)
@@ -293,13 +329,12 @@ const char *workload_plan(uint64_t seed, uint64_t w, struct run *r, const struct
 				       (int)r->fault_op, r->fault.nth, (int)r->fault.kind);
 	at += (size_t)snprintf(text + at, n - at, ":");
 	for (unsigned i = 0; i < n_verbs; i++) {
-		plan_verb(r, *cfg, verbs[i], &rng, same);
+		plan_verb(r, *cfg, (enum verb)verbs[i], &rng, same);
 		if (at < n)
 			at += (size_t)snprintf(text + at, n - at, " %s@%llu+%llu", verb_name[verbs[i]],
 					       (unsigned long long)r->req[r->n_req - 1].lba,
 					       (unsigned long long)r->req[r->n_req - 1].n);
 	}
-	return text;
 }
 
 /* ---- the guest: an in-process transport ---- */
