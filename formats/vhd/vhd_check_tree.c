@@ -125,13 +125,13 @@ static int look_at(struct backing *b, unsigned char uuid[16], uint64_t *size_byt
 	struct vhd_scan s;
 	int ret = vhd_scan_ends(b, NULL, &s, e);
 
-	if (!ret && !s.footer)
-		ret = err_set(e, -EINVAL, "%s: no usable footer", b->path);
-	if (!ret) {
-		memcpy(uuid, s.footer->uuid, 16);
-		*size_bytes = s.footer->curr_size;
-	}
-	return ret;
+	if (ret)
+		return ret;
+	if (!s.footer)
+		return err_set(e, -EINVAL, "%s: no usable footer", b->path);
+	memcpy(uuid, s.footer->uuid, 16);
+	*size_bytes = s.footer->curr_size;
+	return 0;
 }
 
 static int resolve(const char *child, const char *name, char *out, size_t room)

@@ -373,6 +373,14 @@ static int make_plan(const struct vhd_scan *s, const struct repair_opts *opts, s
 	bool drop = opts->drop_bad_blocks;
 	int ret;
 
+	if (s->kind != SCAN_SPARSE || !s->footer || !s->header_ok || !s->bat)
+		return refuse(s, e);
+	if (s->by_tail && !tail_agrees(s))
+		return err_set(
+		    e, -EINVAL,
+		    "%s: the footer copy at offset 0 is unusable and the one at the end says type %" PRIu32
+		    ", which its header contradicts: restore it from a backup",
+		    s->file->path, s->footer->type);
 	for (unsigned i = 0; i < s->n_regions; i++)
 		if (s->regions[i].end > s->limit)
 			return err_set(e, -EINVAL,
@@ -398,14 +406,6 @@ int vhd_repair_plan(struct backing *file, const struct repair_opts *opts, struct
 
 	*plan = (struct repair_plan){0};
 	ret = vhd_scan(file, opts->format, &s, e);
-	if (!ret && (s.kind != SCAN_SPARSE || !s.footer || !s.header_ok || !s.bat))
-		ret = refuse(&s, e);
-	if (!ret && s.by_tail && !tail_agrees(&s))
-		ret = err_set(
-		    e, -EINVAL,
-		    "%s: the footer copy at offset 0 is unusable and the one at the end says type %" PRIu32
-		    ", which its header contradicts: restore it from a backup",
-		    file->path, s.footer->type);
 	if (!ret)
 		ret = make_plan(&s, opts, plan, e);
 	vhd_scan_free(&s);

@@ -91,10 +91,10 @@ int path_relative(const char *from, const char *to, char *out, size_t room, stru
 	if (ups * 3 + strlen(rest) + 3 > room)
 		return err_set(e, -ENAMETOOLONG, "%s: the path from %s is too long", to, from);
 	if (!ups)
-		used = (size_t)sprintf(out, "./");
+		used += (size_t)snprintf(out, room, "./");
 	for (; ups; ups--)
-		used += (size_t)sprintf(out + used, "../");
-	strcpy(out + used, rest);
+		used += (size_t)snprintf(out + used, room - used, "../");
+	snprintf(out + used, room - used, "%s", rest);
 	return 0;
 }
 
