@@ -44,6 +44,11 @@ void vbd_notify(struct vbd *v, unsigned async)
 	__atomic_fetch_sub(&b->notifying, 1, __ATOMIC_RELEASE);
 }
 
+static void wake(struct vbd *v)
+{
+	v->wake = v->be->woken = true;
+}
+
 /* ---- finding and making ---- */
 
 static struct vbd *vbd_find(struct blkif_backend *b, uint32_t domid, uint32_t devid)
@@ -84,7 +89,7 @@ static void vbd_add(struct blkif_backend *b, uint32_t domid, uint32_t devid)
 	v->domid = domid;
 	v->devid = devid;
 	v->state = VBD_INITIALISING;
-	v->wake = true;
+	wake(v);
 	snprintf(v->name, sizeof(v->name), "vbd-%u-%u", domid, devid);
 	snprintf(v->dir, sizeof(v->dir), "%.150s/%u/%u", b->root, domid, devid);
 	snprintf(v->fe_dir, sizeof(v->fe_dir), "/local/domain/%u/device/vbd/%u", domid, devid);
@@ -161,7 +166,7 @@ static void own_event(struct blkif_backend *b, const char *path)
 		struct list *pos;
 
 		list_for_each (pos, &b->vbds)
-			container_of(pos, struct vbd, link)->wake = true;
+			wake(container_of(pos, struct vbd, link));
 		b->rescan = true;
 		return;
 	}
@@ -172,7 +177,7 @@ static void own_event(struct blkif_backend *b, const char *path)
 	}
 	leaf = path + n + used;
 	if (!*leaf || v->state == VBD_INITIALISING || !strcmp(leaf, "/state") || !strcmp(leaf, "/online"))
-		v->wake = true;
+		wake(v);
 }
 
 static void event(struct blkif_backend *b, char **e)
@@ -192,7 +197,7 @@ static void event(struct blkif_backend *b, char **e)
 			break;
 		v = vbd_find(b, domid, devid);
 		if (v)
-			v->wake = true;
+			wake(v);
 		break;
 	default:
 		break;
@@ -219,8 +224,10 @@ static void look_for_deaths(struct blkif_backend *b)
 		bool here = xs_is_domain_introduced(b->xs, v->domid);
 
 		/* A domain that was never here may yet come: toolstacks write the nodes first. */
-		if (v->introduced && !here && !v->dead)
-			v->dead = v->wake = true;
+		if (v->introduced && !here && !v->dead) {
+			v->dead = true;
+			wake(v);
+		}
 		v->introduced = v->introduced || here;
 	}
 }
@@ -234,6 +241,7 @@ static int step_all(struct blkif_backend *b)
 	struct list *pos, *n;
 	int wait_ms = -1;
 
+	b->woken = false;
 	list_for_each_safe (pos, n, &b->vbds) {
 		struct vbd *v = container_of(pos, struct vbd, link);
 
@@ -257,11 +265,7 @@ static int step_all(struct blkif_backend *b)
 	if (wait_ms < 0 && next != UINT64_MAX)
 		wait_ms = next <= now ? 0 : (int)((next - now) / 1000000 + 1);
 	/* An event drained after a VBD's turn waits in its flag. */
-	list_for_each (pos, &b->vbds) {
-		if (container_of(pos, struct vbd, link)->wake)
-			wait_ms = BUSY_WAIT_MS;
-	}
-	return b->rescan || b->deaths ? BUSY_WAIT_MS : wait_ms;
+	return b->woken || b->rescan || b->deaths ? BUSY_WAIT_MS : wait_ms;
 }
 
 static void ask_all_to_stop(struct blkif_backend *b)
@@ -270,7 +274,7 @@ static void ask_all_to_stop(struct blkif_backend *b)
 
 	b->stopping = true;
 	list_for_each (pos, &b->vbds)
-		container_of(pos, struct vbd, link)->wake = true;
+		wake(container_of(pos, struct vbd, link));
 }
 
 static void *control(void *arg)

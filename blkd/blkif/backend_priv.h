@@ -118,8 +118,8 @@ struct blkif_backend {
 	unsigned stop_asked; /* atomic */
 	unsigned notifying;  /* atomic: threads inside vbd_notify() */
 	bool stopping;
-	bool rescan, deaths;
-	int first_failure; /* of a close */
+	bool rescan, deaths, woken; /* to be done in this or the next round; woken: some vbd's wake is set */
+	int first_failure;	    /* of a close */
 	struct err first_err;
 	pthread_mutex_t lock; /* the list's links and each vbd's info */
 	struct list vbds;

@@ -99,7 +99,7 @@ int nodes_read_config(struct vbd *v, struct err *e)
 {
 	struct vbd_config c = {.image = NULL};
 	uint32_t fe_id;
-	char mode[8];
+	char mode[8] = "";
 	int rc;
 
 	rc = store_read(xs_of(v), XBT_NULL, v->dir, "params", c.params, sizeof(c.params));

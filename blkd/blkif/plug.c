@@ -226,7 +226,6 @@ static int check_plug(const struct blkif_plug *o, struct plug *p, struct err *e)
 	if (o->image[0] != '/' || strlen(o->image) > 240)
 		return err_set(e, -EINVAL, "\"%s\": an absolute path of at most 240 bytes please", o->image);
 	fill_paths(p, o->kind, o->domid, devid);
-	p->o = o;
 	p->format = o->format ? o->format : dot && !strcmp(dot, ".vhd") ? "vhd" : "raw";
 	return 0;
 }
@@ -262,7 +261,7 @@ static int plug_and_wait(struct xs_handle *xs, struct plug *p, struct err *e)
 int blkif_plug(const struct blkif_plug *o, struct err *e)
 {
 	struct xs_handle *xs;
-	struct plug p;
+	struct plug p = {.o = o};
 	int rc = check_plug(o, &p, e);
 
 	if (rc < 0)

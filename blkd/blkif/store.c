@@ -75,7 +75,7 @@ int store_parse_u32(const char *s, uint32_t min, uint32_t max, uint32_t *out)
 int store_read_u32(struct xs_handle *xs, xs_transaction_t t, const char *dir, const char *node, uint32_t min,
 		   uint32_t max, uint32_t *out)
 {
-	char value[24];
+	char value[24] = "";
 	int rc = store_read(xs, t, dir, node, value, sizeof(value));
 
 	return rc < 0 ? rc : store_parse_u32(value, min, max, out);

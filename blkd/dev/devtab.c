@@ -45,8 +45,11 @@ static int key_of(const char *path, struct image_key *key, struct err *e)
 {
 	struct stat st;
 
-	if (stat(path, &st) < 0)
-		return err_set(e, -errno, "%s: %s", path, strerror(errno));
+	if (stat(path, &st) < 0) {
+		int rc = errno ? -errno : -EIO;
+
+		return err_set(e, rc, "%s: %s", path, strerror(-rc));
+	}
 	if (S_ISBLK(st.st_mode))
 		*key = (struct image_key){.block = true, .dev = st.st_rdev};
 	else if (S_ISREG(st.st_mode))
@@ -181,7 +184,7 @@ static int claim(const struct image_key *key, const struct devtab_opts *o, struc
 int devtab_get(const struct devtab_opts *o, struct devref **out, struct err *e)
 {
 	struct devtab_entry *t;
-	struct image_key key;
+	struct image_key key = {.block = false};
 	struct devref *r;
 	int rc = key_of(o->path, &key, e);
 
