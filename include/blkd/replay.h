@@ -127,8 +127,8 @@ uint64_t replay_fault_hits(const struct replay *);
 
 /* Engines created on this thread from now on serve this medium; NULL: none, and create() answers -ENXIO. */
 void replay_bind(struct replay *);
-/* What SIGKILL does: every operation queued or in flight, of all engines of this medium, is forgotten; none completes (in the log they
- * stay REPLAY_PENDING), none acts on the medium. Before dev_abandon(). */
+/* What SIGKILL does: every operation queued or in flight, of all engines of this medium, is forgotten; none
+ * completes (in the log they stay REPLAY_PENDING), none acts on the medium. Before dev_abandon(). */
 void replay_drop_in_flight(struct replay *);
 extern const struct io_engine_ops io_replay_engine;
 
