@@ -4,6 +4,8 @@
  */
 #include "blkd/nbd/proto.h"
 
+#include "blkd/backing.h"
+#include "blkd/vhd.h"
 #include "tests/lib/nbdclient.h"
 
 static void what_is_written_is_read_back(void **state)
@@ -402,7 +404,10 @@ static unsigned status(int fd, uint16_t flags, uint64_t off, uint32_t len, uint3
 static void a_vhd_shows_its_holes(void **state)
 {
 	unsigned char *a = malloc(MIB), *b = malloc(8 * MIB);
-	char path[128], cmd[512];
+	struct vhd_create_opts opts = {.kind = VHD_KIND_DYNAMIC, .size_bytes = 64 * MIB, .exact_size = true};
+	struct backing *backing;
+	struct err e = ERR_INIT;
+	char path[128];
 	uint32_t pairs[512];
 	unsigned holes = 0, n;
 	struct rig g;
@@ -411,13 +416,9 @@ static void a_vhd_shows_its_holes(void **state)
 	(void)state;
 	rig_start(&g, MIB);
 	snprintf(path, sizeof(path), "%s/leaf.vhd", g.dir);
-	{
-		const char *build = getenv("BUILD");
-
-		snprintf(cmd, sizeof(cmd), "%s/blkimg create %s 64M >/dev/null",
-			 build ? build : "build/release", path);
-		assert_int_equal(system(cmd), 0);
-	}
+	assert_int_equal(file_opener.open(file_opener.ctx, path, BACKING_CREATE, &backing, &e), 0);
+	assert_int_equal(vhd_create(backing, &opts, &e), 0);
+	backing->ops->close(backing);
 	rig_export(&g, path, "leaf", true, NULL);
 	fd = enter(&g, "leaf", true);
 	fill(a, MIB, 6);
