@@ -221,6 +221,8 @@ static int check_map_bits(struct check_run *run, const struct vhd_scan *s, struc
 		uint32_t entry = (uint32_t)s->order[i];
 		int ret = 0;
 
+		if (run->opts->progress)
+			run->opts->progress(run->opts->progress_ctx, i, s->n_order);
 		if (entry < s->n_blocks && !scan_bad(s, entry) && map_full(s, entry))
 			ret = check_full_block(run, s, entry, e);
 		if (ret)

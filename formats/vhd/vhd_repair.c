@@ -96,7 +96,8 @@ static bool bitmap_all_ones(const unsigned char *bits, uint32_t block_bytes)
 }
 
 /* Which blocks are full, by their bitmaps, read in the file's order. */
-static int build_map(const struct vhd_scan *s, uint8_t *map, uint32_t map_bytes, struct err *e)
+static int build_map(const struct vhd_scan *s, const struct repair_opts *opts, uint8_t *map,
+		     uint32_t map_bytes, struct err *e)
 {
 	unsigned char bits[VHD_BLOCK_BYTES / SECTOR_BYTES / 8];
 
@@ -106,6 +107,8 @@ static int build_map(const struct vhd_scan *s, uint8_t *map, uint32_t map_bytes,
 		uint64_t off = scan_block_off(s, entry);
 		int ret;
 
+		if (opts->progress)
+			opts->progress(opts->progress_ctx, i, s->n_order);
 		if (scan_bad(s, entry) || entry >= s->n_blocks || entry / 8 >= map_bytes)
 			continue;
 		ret = s->file->ops->read(s->file, off, bits, sizeof(bits));
@@ -196,8 +199,10 @@ static bool map_room(const struct vhd_scan *s, bool drop, uint64_t *map_off, uin
 	       !scan_in_region(s, s->batmap_hdr_off, end);
 }
 
-static int plan_batmap(const struct vhd_scan *s, bool drop, struct repair_plan *plan, struct err *e)
+static int plan_batmap(const struct vhd_scan *s, const struct repair_opts *opts, struct repair_plan *plan,
+		       struct err *e)
 {
+	bool drop = opts->drop_bad_blocks;
 	uint32_t map_bytes;
 	uint64_t map_off;
 	uint8_t *map;
@@ -215,7 +220,7 @@ static int plan_batmap(const struct vhd_scan *s, bool drop, struct repair_plan *
 	map = calloc(1, (size_t)map_bytes + 1);
 	if (!map)
 		return err_set(e, -ENOMEM, "%s: no memory for its batmap", s->file->path);
-	ret = build_map(s, map, map_bytes, e);
+	ret = build_map(s, opts, map, map_bytes, e);
 	if (!ret && (!s->batmap_ok || map_lies(s, map, map_bytes) || (drop && any_bad(s))))
 		ret = write_map(s, map, map_off, map_bytes, plan, e);
 	free(map);
@@ -390,7 +395,7 @@ static int make_plan(const struct vhd_scan *s, const struct repair_opts *opts, s
 	if (!ret)
 		ret = list_lost(s, plan, e);
 	if (!ret)
-		ret = plan_batmap(s, drop, plan, e);
+		ret = plan_batmap(s, opts, plan, e);
 	if (!ret && plan->n_lost && drop)
 		ret = plan_bat(s, plan, e);
 	if (!ret)

@@ -106,6 +106,8 @@ struct check_finding {
  */
 #define CHECK_SHOWN_PER_CODE 8u
 
+typedef void check_progress(void *ctx, uint64_t done, uint64_t total);
+
 struct check_opts {
 	const char *format; /* "vhd", "vhd-fixed", "raw"; NULL: by what the footers say (in a tree: of the
 			       leaf; .raw and .img are raw) */
@@ -115,6 +117,8 @@ struct check_opts {
 	void (*found)(void *ctx,
 		      const struct check_finding *); /* may be NULL; the finding is valid during the call */
 	void *ctx;
+	check_progress *progress; /* while bitmaps are read; may be NULL */
+	void *progress_ctx;
 };
 
 struct check_result {
@@ -138,7 +142,9 @@ int vhd_check_tree(const struct backing_opener *, unsigned backing_flags, const 
 /* ---- repair ---- */
 
 struct repair_opts {
-	const char *format;   /* "vhd" or NULL. Fixed disks have nothing to repair them from */
+	const char *format;	  /* "vhd" or NULL. Fixed disks have nothing to repair them from */
+	check_progress *progress; /* as in check_opts */
+	void *progress_ctx;
 	bool drop_bad_blocks; /* free BAT entries that point where no block can be; what they held is lost */
 };
 

@@ -76,6 +76,8 @@ struct progress {
 void progress_start(struct progress *, const char *what, uint64_t total_bytes);
 void progress_at(struct progress *, uint64_t done_bytes);
 void progress_end(struct progress *);
+/* A check_progress: ctx is a struct progress; the total is taken from the call, in blocks. */
+void progress_blocks(void *ctx, uint64_t done, uint64_t total);
 /* Catches SIGINT and SIGTERM from now on, so that a half-made file can be removed. */
 void interrupt_catch(void);
 int interrupt_check(struct err *);

@@ -37,13 +37,19 @@ int verb_check(const struct args *a, json_t *out, struct err *e)
 {
 	json_t *list = out ? json_array() : NULL;
 	struct check_result r = {0};
+	struct progress progress;
 	struct check_opts opts = {.format = a->format,
 				  .lenient = a->set & OPT_LENIENT,
 				  .bitmaps = a->set & OPT_BITMAPS,
 				  .found = out ? finding_json : finding_print,
-				  .ctx = list};
-	int ret = vhd_check_tree(&file_opener, a->backing_flags, a->word[0], &opts, &r, e);
+				  .ctx = list,
+				  .progress = progress_blocks,
+				  .progress_ctx = &progress};
+	int ret;
 
+	progress_start(&progress, "checking", 0);
+	ret = vhd_check_tree(&file_opener, a->backing_flags, a->word[0], &opts, &r, e);
+	progress_end(&progress);
 	if (out) {
 		json_object_set_new(out, "findings", list);
 		json_object_set_new(out, "files", json_integer(r.files));

@@ -41,6 +41,14 @@ void progress_end(struct progress *p)
 		fprintf(stderr, "\r\033[K");
 }
 
+void progress_blocks(void *ctx, uint64_t done, uint64_t total)
+{
+	struct progress *p = ctx;
+
+	p->total_bytes = total * CHAIN_BLOCK_BYTES;
+	progress_at(p, done * CHAIN_BLOCK_BYTES);
+}
+
 static volatile sig_atomic_t interrupted;
 
 static void on_signal(int sig)

@@ -153,11 +153,18 @@ static int check_again(struct backing *b, const struct args *a, json_t *out, str
 
 static int repair_open(struct backing *b, const struct args *a, json_t *out, struct err *e)
 {
-	struct repair_opts opts = {.format = a->format, .drop_bad_blocks = a->set & OPT_DROP};
+	struct progress progress;
+	struct repair_opts opts = {.format = a->format,
+				   .drop_bad_blocks = a->set & OPT_DROP,
+				   .progress = progress_blocks,
+				   .progress_ctx = &progress};
 	bool dry = a->set & OPT_DRY_RUN;
 	struct repair_plan plan;
-	int ret = vhd_repair_plan(b, &opts, &plan, e);
+	int ret;
 
+	progress_start(&progress, "reading bitmaps", 0);
+	ret = vhd_repair_plan(b, &opts, &plan, e);
+	progress_end(&progress);
 	if (!ret && !dry)
 		ret = vhd_repair_apply(b, &plan, e);
 	if (!ret && out)
