@@ -155,6 +155,7 @@ int main(int argc, char **argv)
 	struct dev_opts opts = {.name = "bench"};
 	struct disk *disk;
 	struct err e = ERR_INIT;
+	struct dev_stats s;
 	double cpu, seconds;
 	uint64_t t0, n;
 
@@ -200,12 +201,17 @@ int main(int argc, char **argv)
 	seconds = (double)(clock_ns() - t0) / 1e9;
 	dev_call(b.dev, give_back, &b);
 	n = b.done < SAMPLES ? b.done : SAMPLES;
+	dev_stats(b.dev, &s);
 	qsort(b.lat_ns, n, sizeof(*b.lat_ns), by_value);
 	printf("{\"iops\": %.0f, \"cpu_us_per_io\": %.3f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"flushes\": "
-	       "%llu, \"errors\": %llu}\n",
+	       "%llu, \"errors\": %llu, \"commits\": %llu, \"grows\": %llu, \"parked\": %llu, "
+	       "\"blocked\": %llu, \"store_writes\": %llu, \"store_flushes\": %llu, \"syscalls\": %llu}\n",
 	       (double)b.done / seconds, cpu * 1e6 / (double)(b.done ? b.done : 1),
 	       n ? b.lat_ns[n / 2] / 1e3 : 0, n ? b.lat_ns[n - 1 - n / 100] / 1e3 : 0,
-	       (unsigned long long)b.flushes, (unsigned long long)b.errors);
+	       (unsigned long long)b.flushes, (unsigned long long)b.errors, (unsigned long long)s.commits,
+	       (unsigned long long)s.grows, (unsigned long long)s.parked, (unsigned long long)s.blocked,
+	       (unsigned long long)s.store_writes, (unsigned long long)s.store_flushes,
+	       (unsigned long long)s.syscalls);
 	if (dev_destroy(b.dev, &e) < 0)
 		goto fail;
 	cache_destroy(opts.cache);

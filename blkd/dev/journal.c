@@ -4,8 +4,9 @@
  * Disk journal: a header page, then a ring of records between two free-running indices. A record is written,
  * then `tail` is stored with release: a successor sees whole records only. Merging lengthens the last record
  * by one aligned 16-bit store. Dropping moves `head`. The file is mapped at its maximum and allocated as far
- * as `room` says; room only grows, by journal_relieve(), while no record wraps (the ring is emptied into
- * order first: it happens right after a commit, when few records are left).
+ * as `room` says. Room grows after a commit, if it was short: the indices for the larger room are written
+ * aside (there are two sets) and made the live ones by one store, so a kill leaves the old set or the new
+ * one; that is done only while the records do not wrap, so that none of them moves.
  *
  * Bound to boot id, leaf identity and open generation: the header is stored once at open, the generation
  * after begin_writing().
@@ -28,28 +29,37 @@ enum { JOURNAL_VERSION = 1, HEADER_BYTES = 4096, BOOT_ID_BYTES = 40 };
 
 struct disk_header {
 	char magic[8]; /* "blkdjrnl" */
-	uint32_t version, room;
+	uint32_t version;
+	uint32_t live; /* which set of indices counts: 0 or 1 */
 	char boot_id[BOOT_ID_BYTES];
 	uint64_t dev_id, ino;
 	unsigned char uuid[16];
 	uint64_t generation;
-	uint32_t head, tail; /* free-running; tail - head <= room */
+	struct ring {
+		uint32_t head, tail; /* free-running; tail - head <= room */
+		uint32_t room;	     /* power of two */
+	} ring[2];
 	uint32_t poisoned, guest_flushed;
 };
 _Static_assert(sizeof(struct disk_header) <= HEADER_BYTES, "fits its page");
 
 struct journal {
 	struct disk_header *hdr;
-	struct meta_record *rec;     /* rec[i % room] */
+	struct meta_record *rec;     /* index i is at rec[i % room] */
 	struct meta_record *earlier; /* copy, in order, for journal_records() */
 	unsigned n_earlier;
 	int fd; /* -1: memory only */
 	char path[PATH_MAX];
-	bool was_full;
+	bool short_of_room;
 };
 
 static const char magic[8] = "blkdjrnl";
 #define MAP_BYTES (HEADER_BYTES + (size_t)JOURNAL_RECORDS_MAX * sizeof(struct meta_record))
+
+static struct ring *live_ring(const struct journal *j)
+{
+	return &j->hdr->ring[j->hdr->live & 1];
+}
 
 static size_t bytes_for(uint32_t room)
 {
@@ -72,7 +82,7 @@ static void header_init(struct journal *j, const struct image *leaf, const char 
 
 	memset(h, 0, sizeof(*h));
 	h->version = JOURNAL_VERSION;
-	h->room = JOURNAL_RECORDS_MIN;
+	h->ring[0].room = JOURNAL_RECORDS_MIN;
 	memcpy(h->boot_id, boot_id, BOOT_ID_BYTES);
 	h->dev_id = leaf->file->dev_id;
 	h->ino = leaf->file->ino;
@@ -87,6 +97,7 @@ static int header_judge(const struct journal *j, const struct image *leaf, const
 			uint64_t file_bytes, struct err *e)
 {
 	const struct disk_header *h = j->hdr;
+	const struct ring *r = live_ring(j);
 
 	if (memcmp(h->magic, magic, sizeof(magic)) != 0)
 		return 0;
@@ -99,28 +110,28 @@ static int header_judge(const struct journal *j, const struct image *leaf, const
 	if (memcmp(h->boot_id, boot_id, BOOT_ID_BYTES) != 0 || h->dev_id != (uint64_t)leaf->file->dev_id ||
 	    h->ino != (uint64_t)leaf->file->ino || memcmp(h->uuid, leaf->uuid, sizeof(h->uuid)) != 0)
 		return 0;
-	if (h->room < JOURNAL_RECORDS_MIN || h->room > JOURNAL_RECORDS_MAX || h->tail - h->head > h->room ||
-	    bytes_for(h->room) > file_bytes)
+	if (h->live > 1 || r->room < JOURNAL_RECORDS_MIN || r->room > JOURNAL_RECORDS_MAX ||
+	    (r->room & (r->room - 1)) || r->tail - r->head > r->room || bytes_for(r->room) > file_bytes)
 		return err_set(e, -EUCLEAN,
 			       "%s: damaged journal (room %u, head %u, tail %u, %llu bytes): it may hold "
 			       "answered writes; remove it to open the "
 			       "disk without them",
-			       j->path, h->room, h->head, h->tail, (unsigned long long)file_bytes);
+			       j->path, r->room, r->head, r->tail, (unsigned long long)file_bytes);
 	return 1;
 }
 
 static int copy_earlier(struct journal *j)
 {
-	struct disk_header *h = j->hdr;
+	const struct ring *r = live_ring(j);
 
-	j->n_earlier = h->tail - h->head;
+	j->n_earlier = r->tail - r->head;
 	if (!j->n_earlier)
 		return 0;
 	j->earlier = calloc(j->n_earlier, sizeof(*j->earlier));
 	if (!j->earlier)
 		return -ENOMEM;
 	for (unsigned i = 0; i < j->n_earlier; i++)
-		j->earlier[i] = j->rec[(h->head + i) % h->room];
+		j->earlier[i] = j->rec[(r->head + i) % r->room];
 	return 0;
 }
 
@@ -207,8 +218,8 @@ void journal_abandon(struct journal *j)
 
 void journal_close(struct journal *j)
 {
-	if (j && j->fd >= 0 && j->hdr->head == j->hdr->tail && !j->hdr->poisoned && unlink(j->path) < 0 &&
-	    errno != ENOENT)
+	if (j && j->fd >= 0 && live_ring(j)->head == live_ring(j)->tail && !j->hdr->poisoned &&
+	    unlink(j->path) < 0 && errno != ENOENT)
 		log_warn("%s: cannot remove the journal: %s", j->path, strerror(errno));
 	journal_abandon(j);
 }
@@ -231,12 +242,14 @@ int journal_records(const struct journal *j, uint64_t generation, const struct m
 
 void journal_clear(struct journal *j)
 {
-	__atomic_store_n(&j->hdr->head, j->hdr->tail, __ATOMIC_RELEASE);
+	struct ring *r = live_ring(j);
+
+	__atomic_store_n(&r->head, r->tail, __ATOMIC_RELEASE);
 }
 
 void journal_set_generation(struct journal *j, uint64_t generation)
 {
-	CHECK(j->hdr->head == j->hdr->tail);
+	CHECK(live_ring(j)->head == live_ring(j)->tail);
 	__atomic_store_n(&j->hdr->generation, generation, __ATOMIC_RELEASE);
 }
 
@@ -276,11 +289,11 @@ static bool continues(const struct meta_record *last, const struct meta_record *
 
 int journal_add(struct journal *j, const struct meta_record *rec)
 {
-	struct disk_header *h = j->hdr;
-	uint32_t used = h->tail - h->head;
+	struct ring *r = live_ring(j);
+	uint32_t used = r->tail - r->head;
 
 	if (used) {
-		struct meta_record *last = &j->rec[(h->tail - 1) % h->room];
+		struct meta_record *last = &j->rec[(r->tail - 1) % r->room];
 
 		if (continues(last, rec)) {
 			__atomic_store_n(&last->count, (uint16_t)(last->count + rec->count),
@@ -288,45 +301,42 @@ int journal_add(struct journal *j, const struct meta_record *rec)
 			return 0;
 		}
 	}
-	if (j->was_full || used >= h->room) {
-		j->was_full = true;
+	if (used >= r->room)
 		return -ENOSPC;
-	}
-	j->rec[h->tail % h->room] = *rec;
-	__atomic_store_n(&h->tail, h->tail + 1, __ATOMIC_RELEASE);
+	j->rec[r->tail % r->room] = *rec;
+	__atomic_store_n(&r->tail, r->tail + 1, __ATOMIC_RELEASE);
+	j->short_of_room |= used >= r->room / 2;
 	return 0;
 }
 
 void journal_drop(struct journal *j, uint64_t epoch_durable)
 {
-	struct disk_header *h = j->hdr;
-	uint32_t head = h->head;
+	struct ring *r = live_ring(j);
+	uint32_t head = r->head;
 
-	while (head != h->tail && (int32_t)(j->rec[head % h->room].epoch_low - (uint32_t)epoch_durable) <= 0)
+	while (head != r->tail && (int32_t)(j->rec[head % r->room].epoch_low - (uint32_t)epoch_durable) <= 0)
 		head++;
-	__atomic_store_n(&h->head, head, __ATOMIC_RELEASE);
+	__atomic_store_n(&r->head, head, __ATOMIC_RELEASE);
 }
 
 bool journal_is_full(const struct journal *j)
 {
-	uint32_t used = j->hdr->tail - j->hdr->head;
+	const struct ring *r = live_ring(j);
 
-	return used > j->hdr->room - j->hdr->room / 4 || (j->was_full && used);
+	return r->tail - r->head > r->room - r->room / 4;
 }
 
-/* room may change only while the ring is empty: else records would move under a successor's eyes. Once it was
- * full, nothing is added until the commits that its fullness causes have emptied it. */
 void journal_relieve(struct journal *j)
 {
-	struct disk_header *h = j->hdr;
-	uint32_t room = h->room * 2;
+	const struct ring *r = live_ring(j);
+	uint32_t first = r->head % r->room, used = r->tail - r->head, room = r->room * 2;
+	unsigned other = !j->hdr->live;
 
-	if (!j->was_full || (h->head != h->tail && room <= JOURNAL_RECORDS_MAX))
+	if (!j->short_of_room || room > JOURNAL_RECORDS_MAX || first + used > r->room)
 		return;
-	j->was_full = false;
-	if (room > JOURNAL_RECORDS_MAX)
-		return;
+	j->short_of_room = false;
 	if (j->fd >= 0 && posix_fallocate(j->fd, 0, (off_t)bytes_for(room)) != 0)
 		return;
-	__atomic_store_n(&h->room, room, __ATOMIC_RELEASE);
+	j->hdr->ring[other] = (struct ring){first, first + used, room};
+	__atomic_store_n(&j->hdr->live, other, __ATOMIC_RELEASE);
 }

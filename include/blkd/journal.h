@@ -62,8 +62,7 @@ int journal_add(struct journal *, const struct meta_record *);
 void journal_drop(struct journal *, uint64_t epoch_durable);
 /* Is there so little room that a commit should begin? */
 bool journal_is_full(const struct journal *);
-/* After a commit: doubles the room, up to the maximum, if it was full since the last call (a system call;
- * rare). */
+/* After a commit: doubles the room, up to the maximum, if it was short (a system call; rare). */
 void journal_relieve(struct journal *);
 
 /* ---- per ring ---- */
