@@ -142,7 +142,7 @@ static int start_hyp(struct host *h, unsigned idle_ms, struct err *e)
 static int start(struct host *h, struct err *e)
 {
 	struct ctl_host *c = &h->ctl_host;
-	unsigned long idle_ms;
+	unsigned long idle_ms = 0;
 	int res;
 
 	res = set_log_level(conf_get(&h->conf, "log-level"), e);

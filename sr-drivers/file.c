@@ -81,7 +81,7 @@ static int read_direct(struct backing *b, uint64_t off_bytes, void *buf, size_t 
 
 	while (done < len_bytes) {
 		ssize_t n = pread(b->fd, p + done, len_bytes - done, (off_t)(off_bytes + done));
-		uint64_t size_bytes;
+		uint64_t size_bytes = 0;
 		int ret;
 
 		if (n < 0 && errno == EINTR)
@@ -186,7 +186,7 @@ static int write_window(struct backing *b, uint64_t off_bytes, const char *src, 
 /* buf NULL: zeros. */
 static int write_bounced(struct backing *b, uint64_t off_bytes, const char *buf, uint64_t len_bytes)
 {
-	uint64_t unit = b->traits.logical_bytes, end = off_bytes + len_bytes, size_bytes;
+	uint64_t unit = b->traits.logical_bytes, end = off_bytes + len_bytes, size_bytes = 0;
 	size_t cap_bytes;
 	void *mem;
 	int ret;
@@ -246,7 +246,7 @@ static int file_truncate(struct backing *b, uint64_t size_bytes)
 
 static int file_extend(struct backing *b, uint64_t size_bytes)
 {
-	uint64_t old_bytes;
+	uint64_t old_bytes = 0;
 	int ret;
 
 	if (!b->writable)
@@ -295,7 +295,7 @@ static int zero_blocks(struct backing *b, uint64_t off_bytes, uint64_t len_bytes
 
 static int file_zero(struct backing *b, uint64_t off_bytes, uint64_t len_bytes)
 {
-	uint64_t unit = b->traits.logical_bytes, size_bytes, first, last, end;
+	uint64_t unit = b->traits.logical_bytes, size_bytes = 0, first, last, end;
 	int ret;
 
 	if (!b->writable)

@@ -79,7 +79,8 @@ bool bufpool_get(struct bufpool *p, uint64_t len_bytes, struct buf *out)
 
 void bufpool_put(struct bufpool *p, struct buf *b)
 {
-	uint64_t off_bytes = (uint64_t)((unsigned char *)b->mem - p->region), mask, old;
+	/* As numbers: what was never ours is found by the CHECK. */
+	uint64_t off_bytes = (uintptr_t)b->mem - (uintptr_t)p->region, mask, old;
 	unsigned n = b->cap_bytes / BUF_UNIT_BYTES, at = (unsigned)(off_bytes / BUF_UNIT_BYTES % 64);
 
 	CHECK(b->mem && off_bytes < p->n_units * BUF_UNIT_BYTES && !(off_bytes % BUF_UNIT_BYTES));

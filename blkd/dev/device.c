@@ -138,13 +138,12 @@ static void fetch(struct dev *d)
 
 static bool fetch_is_due(const struct dev *d)
 {
-	const struct list *pos;
+	struct list *pos;
 
 	if (d->barrier || d->n_active >= d->max_active)
 		return false;
 	list_for_each (pos, &d->transports) {
-		const struct transport *t =
-		    (const struct transport *)((const char *)pos - offsetof(struct transport, link));
+		const struct transport *t = container_of(pos, const struct transport, link);
 
 		if (t->ready && !t->detaching)
 			return true;
@@ -534,9 +533,13 @@ int dev_destroy(struct dev *d, struct err *e)
 
 void dev_abandon(struct dev *d)
 {
-	for (unsigned i = 0; i < DEV_PENDING; i++)
+	for (unsigned i = 0; i < DEV_PENDING; i++) {
 		if (d->pending[i].state == PEND_FILL)
 			cache_fill_done(d->opts.cache, d->pending[i].frame, -EIO);
+		if (d->pending[i].state == PEND_WAIT)
+			(void)cache_wait_cancel(d->opts.cache, &d->pending[i].waiter);
+	}
+	ops_abandon(d);
 	engine_close(d, chain_depth(&d->disk->chain));
 	disk_abandon(d->disk);
 	dev_free(d);

@@ -257,8 +257,10 @@ static int replay_records(struct disk *disk, struct err *e)
 		res = leaf->ops->dirty_replay(leaf, recs, n, e);
 		if (res == 0)
 			res = image_run_job(leaf, JOB_COMMIT, e);
-		if (res < 0)
-			return err_prefix(e, "%s: replaying its journal", disk->path);
+		if (res < 0) {
+			err_prefix(e, "%s: replaying its journal", disk->path);
+			return res;
+		}
 	}
 	journal_clear(disk->journal);
 	return 0;
@@ -405,5 +407,7 @@ int disk_finish(struct disk *disk, struct err *e)
 		journal_clear(disk->journal);
 		res = image_run_job(disk->chain.leaf, JOB_CLOSE, e);
 	}
-	return res < 0 ? err_prefix(e, "%s", disk->path) : 0;
+	if (res < 0)
+		err_prefix(e, "%s", disk->path);
+	return res;
 }

@@ -77,7 +77,7 @@ int ring_journal_open(const char *run_dir, const char *name, const void *binding
 	j->hdr->binding_bytes = binding_bytes;
 	memcpy(j->hdr->binding, binding, binding_bytes);
 	__atomic_thread_fence(__ATOMIC_RELEASE);
-	memcpy(j->hdr->magic, "blkdring", 8);
+	memcpy(j->hdr->magic, "blkdring", 8); /* NOLINT(bugprone-not-null-terminated-result): no string */
 	*out = j;
 	return 0;
 fail:

@@ -16,7 +16,8 @@ struct err {
 /* Sets code (negative errno) and sentence; cuts what is too long. e may be NULL. Returns code, so `return err_set(...)`. Any thread. */
 int err_set(struct err *e, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
-/* Puts "context: " in front of the sentence (or makes one from strerror if none is there). Returns e->code. */
+/* Puts "context: " in front of the sentence (or makes one from strerror if none is there). Returns e->code, which is
+ * no news if e is NULL: then 0. */
 int err_prefix(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -214,7 +214,7 @@ static int do_watch(struct xs_conn *c, struct request *r)
 {
 	char path[PATH_BYTES];
 	const char *token = NULL;
-	struct watch *w;
+	struct watch *w = NULL;
 	unsigned rel;
 	int rc = watch_args(c, r, path, &rel, &token);
 

@@ -175,7 +175,7 @@ static void *churn(void *arg)
 
 static void threads_never_share_a_buffer(void **state)
 {
-	struct bufpool *p = make(16 * MIB); /* less than they want, so that get fails too */
+	struct bufpool *p = make(4 * MIB); /* less than one alone may want: get fails too */
 	struct bufpool_stats s;
 	pthread_t t[THREADS];
 	void *ret;
