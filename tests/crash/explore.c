@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define SEEN_SLOTS 8192u
 
@@ -57,6 +58,10 @@ static void on_abort(int sig)
 			"signal %d [%s]\n",
 			(unsigned long long)current->o->seed, (unsigned long long)current->w,
 			(unsigned long long)current->number, sig, current->plan);
+	if (current) {
+		run_dir_clear(current->host);
+		rmdir(current->host->run_dir);
+	}
 	signal(sig, SIG_DFL);
 	raise(sig);
 }
