@@ -48,7 +48,7 @@ struct op {
 	/* the step under way */
 	enum { STEP_DIRECT, STEP_COVER_READ, STEP_COVER_WRITE } stage;
 	uint64_t step_off;
-	uint32_t step_len, step_done;
+	uint32_t step_len;
 	unsigned char *step_buf;
 	struct buf bounce;
 	uint64_t cover_off;
@@ -205,6 +205,7 @@ void op_put(struct dev *, struct op *);
 void op_begin(struct dev *, struct op *);
 void op_io_done(struct dev *, struct op *);
 void ops_retry(struct dev *);
+void ops_abandon(struct dev *);
 
 /* commit.c */
 void jobs_run(struct dev *);

@@ -3,9 +3,10 @@
  * Operations on files: one op moves [file_off, file_off + len) with one verb, in steps that the engine and
  * the storage allow.
  *
- * Step kinds. DIRECT: what the caller asked for is aligned and goes to the engine as it is; short results are
- * continued. COVER: what is not aligned to the storage's blocks is done in a bounce buffer that covers whole
- * blocks: read the cover, copy out (a read), or copy in and write the cover (read-modify-write).
+ * Step kinds. DIRECT: what the caller asked for is aligned and goes to the engine as it is; after a short
+ * result the rest is a new step. COVER: what is not aligned to the storage's blocks is done in a bounce
+ * buffer that covers whole blocks: read the cover, copy out (a read), or copy in and write the cover
+ * (read-modify-write).
  *
  * Read-modify-write is serialised by block of the file: on a leaf whose storage has blocks above 512 bytes
  * all writes in flight are registered, and one that shares a block with another, one of the two unaligned,
@@ -89,22 +90,19 @@ static void io_queue(struct dev *d, struct op *op, enum io_op verb, uint64_t off
 static void direct(struct dev *d, struct op *op, enum io_op verb)
 {
 	op->stage = STEP_DIRECT;
-	io_queue(d, op, verb, op->step_off + op->step_done, op->step_len - op->step_done,
-		 op->step_buf + op->step_done);
+	io_queue(d, op, verb, op->step_off, op->step_len, op->step_buf);
 }
 
 static void cover_read(struct dev *d, struct op *op)
 {
 	op->stage = STEP_COVER_READ;
-	io_queue(d, op, IO_READ, op->cover_off + op->step_done, op->cover_len - op->step_done,
-		 (unsigned char *)op->bounce.mem + op->step_done);
+	io_queue(d, op, IO_READ, op->cover_off, op->cover_len, op->bounce.mem);
 }
 
 static void cover_write(struct dev *d, struct op *op)
 {
 	op->stage = STEP_COVER_WRITE;
-	io_queue(d, op, IO_WRITE, op->cover_off + op->step_done, op->cover_len - op->step_done,
-		 (unsigned char *)op->bounce.mem + op->step_done);
+	io_queue(d, op, IO_WRITE, op->cover_off, op->cover_len, op->bounce.mem);
 }
 
 static void cover_begin(struct dev *d, struct op *op, enum io_op verb)
@@ -137,7 +135,6 @@ static bool step_is_aligned(const struct op *op)
 
 static void move_begin(struct dev *d, struct op *op, enum io_op verb)
 {
-	op->step_done = 0;
 	if (step_is_aligned(op))
 		direct(d, op, verb);
 	else
@@ -153,7 +150,6 @@ static void zero_begin(struct dev *d, struct op *op, uint64_t off, uint64_t left
 	if (!head && left >= ZERO_WRITE_BYTES && op->file->backing->traits.can_punch) {
 		op->step_len = (uint32_t)round_down_u64(u64_min(left, 1u << 30), FS_BLOCK_BYTES);
 		op->stage = STEP_DIRECT;
-		op->step_done = 0;
 		io_queue(d, op, IO_ZERO, off, op->step_len, NULL);
 		return;
 	}
@@ -258,7 +254,6 @@ static void op_account(struct dev *d, const struct op *op)
 void op_begin(struct dev *d, struct op *op)
 {
 	op->pos_bytes = 0;
-	op->step_done = 0;
 	op->bounce.mem = NULL;
 	op->in_leaf_writes = false;
 	list_init(&op->link);
@@ -278,69 +273,74 @@ void op_begin(struct dev *d, struct op *op)
 
 /* ---- completions ---- */
 
-/* READ and WRITE: how the completion carries the step on. want: bytes of the step's I/O in all. 1: more to
- * come (queued again by the caller); 0: all there; < 0: failed. */
-static int advance(struct op *op, uint32_t want, unsigned char *mem, bool reading)
+/* How many of the want bytes of the step's READ or WRITE were moved, in whole blocks, or -errno. Less than
+ * want: the step ends there and the rest is a new one, which may need a bounce where this one did not. Only a
+ * read that moves less than a block has met the end of the file: what lies beyond reads zero. */
+static int moved(const struct op *op, uint32_t want, unsigned char *mem, bool reading)
 {
-	uint32_t block = op->file->backing->traits.logical_bytes, moved;
+	uint32_t block = op->file->backing->traits.logical_bytes, n;
 
 	if (op->io.res < 0)
 		return op->io.res;
-	moved = (uint32_t)u64_min((uint64_t)op->io.res, want - op->step_done);
-	op->step_done += moved;
-	if (op->step_done >= want)
-		return 0;
-	if (reading && moved % block)
-		moved = 0;
-	if (!moved && reading) { /* the end of the file: what lies beyond reads zero */
-		memset(mem + op->step_done, 0, want - op->step_done);
-		return 0;
-	}
-	op->step_done -= moved % block;
-	return moved >= block ? 1 : -EIO;
+	n = (uint32_t)u64_min((uint64_t)op->io.res, want);
+	if (n >= block || n == want)
+		return (int)(n == want ? n : n - n % block);
+	if (!reading)
+		return -EIO;
+	memset(mem + n, 0, want - n);
+	return (int)want;
 }
 
-static void move_done(struct dev *d, struct op *op, enum io_op verb)
+static void move_done(struct dev *d, struct op *op)
 {
-	int more = advance(op, op->step_len, op->step_buf, verb == IO_READ);
+	int n = moved(op, op->step_len, op->step_buf, op->io.op == IO_READ);
 
-	if (more < 0)
-		op_end(d, op, more);
-	else if (more)
-		direct(d, op, verb);
-	else
-		step_end(d, op);
+	if (n < 0) {
+		op_end(d, op, n);
+		return;
+	}
+	op->step_len = (uint32_t)n;
+	step_end(d, op);
+}
+
+/* The cover ends after its first n bytes, and the step with it. */
+static void cover_cut(struct op *op, int n)
+{
+	uint32_t skip = (uint32_t)(op->step_off - op->cover_off);
+
+	op->cover_len = (uint32_t)n;
+	op->step_len = (uint32_t)u64_min(op->step_len, op->cover_len - skip);
 }
 
 static void cover_read_done(struct dev *d, struct op *op)
 {
 	unsigned char *cover = op->bounce.mem;
-	int more = advance(op, op->cover_len, cover, true);
+	int n = moved(op, op->cover_len, cover, true);
 
-	if (more < 0) {
-		op_end(d, op, more);
-	} else if (more) {
-		cover_read(d, op);
-	} else if (op->verb == IO_READ) {
+	if (n < 0) {
+		op_end(d, op, n);
+		return;
+	}
+	cover_cut(op, n);
+	if (op->verb == IO_READ) {
 		memcpy(op->step_buf, cover + (op->step_off - op->cover_off), op->step_len);
 		step_end(d, op);
 	} else {
 		memcpy(cover + (op->step_off - op->cover_off), op->step_buf, op->step_len);
-		op->step_done = 0;
 		cover_write(d, op);
 	}
 }
 
 static void cover_write_done(struct dev *d, struct op *op)
 {
-	int more = advance(op, op->cover_len, op->bounce.mem, false);
+	int n = moved(op, op->cover_len, op->bounce.mem, false);
 
-	if (more < 0)
-		op_end(d, op, more);
-	else if (more)
-		cover_write(d, op);
-	else
-		step_end(d, op);
+	if (n < 0) {
+		op_end(d, op, n);
+		return;
+	}
+	cover_cut(op, n);
+	step_end(d, op);
 }
 
 /* What the file system cannot do is noted in the traits and done another way. */
@@ -372,7 +372,7 @@ void op_io_done(struct dev *d, struct op *op)
 	switch (op->stage) {
 	case STEP_DIRECT:
 		if (op->io.op == IO_READ || op->io.op == IO_WRITE)
-			move_done(d, op, op->io.op);
+			move_done(d, op);
 		else
 			other_done(d, op);
 		break;
@@ -412,4 +412,18 @@ void ops_retry(struct dev *d)
 	retry(d, &d->io_wait, io_again, true);
 	retry(d, &d->rmw_wait, op_start, false);
 	retry(d, &d->bounce_wait, step_begin, true);
+}
+
+/* The process died, for a test: what is shared with other devices is given back. */
+void ops_abandon(struct dev *d)
+{
+	struct job_run *runs[] = {d->commit, d->grow};
+
+	for (unsigned i = 0; i < DEV_OPS; i++)
+		if (d->ops[i].bounce.mem)
+			bounce_put(d, &d->ops[i].bounce);
+	for (unsigned r = 0; r < 2; r++)
+		for (unsigned i = 0; i < DEV_ACTS; i++)
+			if (runs[r]->slot[i].op.bounce.mem)
+				bounce_put(d, &runs[r]->slot[i].op.bounce);
 }

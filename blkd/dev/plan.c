@@ -19,19 +19,28 @@ static void read_done(struct dev *d, struct op *op, int res)
 	req_settle(d, r);
 }
 
-/* The answer of the chain for the bytes at the cursor; false: the request was parked for metadata. */
+/* The answer of the chain for the bytes at the cursor; false: the request was parked for metadata. It goes on
+ * from the layer it had come to: with more layers than the cache has frames, those above would be evicted
+ * again and again before the walk is through. Nothing in the range changes meanwhile: parents never do, and
+ * writes that overlap wait. */
 static bool locate(struct dev *d, struct blkreq *r, uint32_t len_bytes, struct extent *ext)
 {
 	struct meta_pin pin = {NULL, NULL};
-	unsigned from = 0;
+	unsigned from = r->plan_layer;
 
+	if (from)
+		len_bytes = r->plan_len;
 	for (;;) {
 		chain_map(&d->disk->chain, from, pin.bytes, r->plan_off, len_bytes, ext);
 		meta_unpin(d, &pin);
-		if (ext->kind != EXT_META)
+		if (ext->kind != EXT_META) {
+			r->plan_layer = 0;
 			return true;
+		}
 		from = ext->layer;
 		len_bytes = ext->len_bytes;
+		r->plan_layer = (uint16_t)from;
+		r->plan_len = len_bytes;
 		if (!meta_bring(d, r, from, ext->file_off, &pin))
 			return false;
 	}

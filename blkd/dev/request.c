@@ -90,6 +90,7 @@ void req_admit(struct dev *d, struct blkreq *r)
 	r->seq = d->next_seq++;
 	r->start_ns = d->now_ns;
 	r->plan_off = r->off_bytes;
+	r->plan_layer = 0;
 	r->pieces = 0;
 	r->epoch = 0;
 	r->status = 0;

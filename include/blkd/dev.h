@@ -53,6 +53,9 @@ struct blkreq {
 	uint64_t seq;	  /* arrival, over all transports of the device */
 	uint64_t start_ns;
 	uint64_t plan_off; /* guest offset up to which pieces were issued */
+	uint32_t plan_len; /* with plan_layer */
+	uint16_t
+	    plan_layer;	   /* a read, parked on its way down the chain: where it goes on; 0: from the leaf */
 	unsigned pieces;   /* in flight */
 	unsigned active_i; /* index in the table of ranges in flight */
 	struct blkreq *blocker;
