@@ -5,8 +5,81 @@
 #include "blkd/nbd/proto.h"
 
 #include "blkd/backing.h"
+#include "blkd/bytes.h"
+#include "blkd/clock.h"
 #include "blkd/vhd.h"
 #include "tests/lib/nbdclient.h"
+
+/* ---- an engine that fails some, or lets small reads wait ---- */
+
+static uint64_t bad_from = UINT64_MAX, bad_to;
+static bool lag;
+static struct list lagging; /* the device thread's */
+static struct io_engine_ops odd_engine;
+
+static bool is_bad(const struct io *io)
+{
+	uint64_t from = __atomic_load_n(&bad_from, __ATOMIC_SEQ_CST),
+		 to = __atomic_load_n(&bad_to, __ATOMIC_SEQ_CST);
+
+	return (io->op == IO_READ || io->op == IO_WRITE) && io->off_bytes < to &&
+	       io->off_bytes + io->len_bytes > from;
+}
+
+/* While large reads complete, small ones are kept; they come, last first, when nothing else does. */
+static void odd_turn(struct io_engine *engine, uint64_t deadline_ns, struct list *done, struct list *ready)
+{
+	struct list *pos, *next;
+	unsigned others = 0;
+
+	io_uring_engine.turn(engine,
+			     list_empty(&lagging) ? deadline_ns : u64_min(deadline_ns, clock_ns() + 2000000),
+			     done, ready);
+	list_for_each_safe (pos, next, done) {
+		struct io *io = container_of(pos, struct io, link);
+
+		if (is_bad(io))
+			io->res = -EIO;
+		if (__atomic_load_n(&lag, __ATOMIC_SEQ_CST) && io->op == IO_READ && io->len_bytes <= 65536) {
+			list_del(&io->link);
+			list_add_tail(&lagging, &io->link);
+		} else {
+			others++;
+		}
+	}
+	while (!others && !list_empty(&lagging)) {
+		pos = lagging.prev;
+		list_del(pos);
+		list_add_tail(done, pos);
+	}
+}
+
+static int odd_create(unsigned depth, struct io_engine **out, struct err *e)
+{
+	int res = io_uring_engine.create(depth, out, e);
+
+	list_init(&lagging);
+	if (res == 0)
+		(*out)->ops = &odd_engine;
+	return res;
+}
+
+static const struct io_engine_ops *odd(bool lags)
+{
+	odd_engine = io_uring_engine;
+	odd_engine.create = odd_create;
+	odd_engine.turn = odd_turn;
+	lag = lags;
+	return &odd_engine;
+}
+
+static void break_range(uint64_t from, uint64_t to)
+{
+	__atomic_store_n(&bad_from, from, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&bad_to, to, __ATOMIC_SEQ_CST);
+}
+
+/* ---- data ---- */
 
 static void what_is_written_is_read_back(void **state)
 {
@@ -72,26 +145,35 @@ static void commands_of_32_mib_are_split(void **state)
 	rig_stop(&g);
 }
 
+/* Of the i-th read: small ones, some that are answered whole, some that stream. */
+static uint32_t mixed_len(uint64_t i)
+{
+	if (i % 40 == 39)
+		return 20 * MIB;
+	return i % 20 == 19 ? 3 * MIB + 512 : 65536;
+}
+
 static void ordered_reads_queue_behind_others(void **state)
 {
-	unsigned char *a = malloc(8 * MIB), *b = malloc(8 * MIB);
+	enum { N = 160 };
+	unsigned char *a = malloc(24 * MIB), *b = malloc(24 * MIB);
 	uint64_t cookie;
 	struct rig g;
 	int fd;
 
 	(void)state;
-	rig_start(&g, 16 * MIB);
-	rig_export(&g, g.image, "disk", true, NULL);
-	fill(a, 8 * MIB, 3);
+	rig_start(&g, 32 * MIB);
+	rig_export(&g, g.image, "disk", true, odd(true));
+	fill(a, 24 * MIB, 3);
 	fd = enter(&g, "disk", false);
-	assert_int_equal(do_write(fd, 0, 0, a, 8 * MIB), 0);
-	for (unsigned i = 0; i < 12; i++)
-		ask(fd, CMD_READ, 0, i, 0, i % 3 ? 4096 : (1 + i / 3) * MIB + 512);
-	for (unsigned i = 0; i < 12; i++) {
+	assert_int_equal(do_write(fd, 0, 0, a, 24 * MIB), 0);
+	for (unsigned i = 0; i < N; i++)
+		ask(fd, CMD_READ, 0, i, i * 512, mixed_len(i));
+	for (unsigned i = 0; i < N; i++) {
 		assert_int_equal(answer(fd, &cookie), 0);
-		assert_true(cookie < 12);
-		get(fd, b, cookie % 3 ? 4096 : (1 + (uint32_t)cookie / 3) * MIB + 512);
-		assert_memory_equal(a, b, cookie % 3 ? 4096 : (1 + cookie / 3) * MIB + 512);
+		assert_true(cookie < N);
+		get(fd, b, mixed_len(cookie));
+		assert_memory_equal(a + cookie * 512, b, mixed_len(cookie));
 	}
 	hang_up(fd);
 	free(a);
@@ -240,7 +322,7 @@ static void many_in_flight_are_all_answered_once(void **state)
 
 	(void)state;
 	rig_start(&g, 4 * MIB);
-	rig_export(&g, g.image, "disk", true, NULL);
+	rig_export(&g, g.image, "disk", true, odd(true));
 	fd = enter(&g, "disk", true);
 	fill(disk, 4 * MIB, 5);
 	assert_int_equal(do_write(fd, 0, 0, disk, 4 * MIB), 0);
@@ -264,44 +346,6 @@ static void many_in_flight_are_all_answered_once(void **state)
 	rig_stop(&g);
 }
 
-/* ---- an engine that fails reads, or holds everything back ---- */
-
-static uint64_t bad_from = UINT64_MAX, bad_to;
-
-static void failing_turn(struct io_engine *engine, uint64_t deadline_ns, struct list *done,
-			 struct list *ready)
-{
-	struct list *pos;
-
-	io_uring_engine.turn(engine, deadline_ns, done, ready);
-	list_for_each (pos, done) {
-		struct io *io = container_of(pos, struct io, link);
-		uint64_t from = __atomic_load_n(&bad_from, __ATOMIC_SEQ_CST),
-			 to = __atomic_load_n(&bad_to, __ATOMIC_SEQ_CST);
-
-		if ((io->op == IO_READ || io->op == IO_WRITE) && io->off_bytes < to &&
-		    io->off_bytes + io->len_bytes > from)
-			io->res = -EIO;
-	}
-}
-
-static struct io_engine_ops failing_engine;
-
-static int failing_create(unsigned depth, struct io_engine **out, struct err *e)
-{
-	int res = io_uring_engine.create(depth, out, e);
-
-	if (res == 0)
-		(*out)->ops = &failing_engine;
-	return res;
-}
-
-static void break_range(uint64_t from, uint64_t to)
-{
-	__atomic_store_n(&bad_from, from, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&bad_to, to, __ATOMIC_SEQ_CST);
-}
-
 static void a_failed_part_fails_its_command_only(void **state)
 {
 	unsigned char *buf = malloc(32 * MIB);
@@ -309,12 +353,9 @@ static void a_failed_part_fails_its_command_only(void **state)
 	int fd;
 
 	(void)state;
-	failing_engine = io_uring_engine;
-	failing_engine.create = failing_create;
-	failing_engine.turn = failing_turn;
 	break_range(2 * MIB, 2 * MIB + 512);
 	rig_start(&g, 40 * MIB);
-	rig_export(&g, g.image, "disk", true, &failing_engine);
+	rig_export(&g, g.image, "disk", true, odd(false));
 	fd = enter(&g, "disk", false);
 	memset(buf, 1, 32 * MIB);
 	assert_int_equal(do_write(fd, 0, 0, buf, 4 * MIB), NBD_EIO);
