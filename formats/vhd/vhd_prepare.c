@@ -47,8 +47,9 @@ int vhd_cache_make(struct vhd *v, unsigned n_bitmaps)
 	w->open = 1;
 	w->epoch[1].number = 1;
 	w->n_pool = (unsigned)u64_min(n_bitmaps, v->n_blocks);
-	/* A quarter stays for clean ones, unless there is one for each block. */
-	w->max_held = w->n_pool < v->n_blocks ? w->n_pool - w->n_pool / 4 : w->n_pool;
+	/* A quarter stays for clean ones. Where there is one for each block, none can be missing: no commit
+	 * is wanted for their sake, and the bound cannot be reached. */
+	w->max_held = w->n_pool < v->n_blocks ? w->n_pool - w->n_pool / 4 : 2 * w->n_pool;
 	while (buckets < w->n_pool)
 		buckets *= 2;
 	w->bucket_mask = buckets - 1;
