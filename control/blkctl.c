@@ -181,6 +181,10 @@ static void print_result(const struct options *o, const char *verb, json_t *resu
 	if (o->json) {
 		json_dumpf(result, stdout, JSON_INDENT(2) | JSON_ENCODE_ANY);
 		putchar('\n');
+	} else if (json_is_null(result)) {
+		return;
+	} else if (json_is_string(result)) {
+		puts(json_string_value(result));
 	} else if (o->minimal) {
 		print_minimal(result);
 	} else if (!strcmp(verb, "help")) {

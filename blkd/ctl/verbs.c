@@ -2,8 +2,8 @@
  * The verbs of the control socket: one table, then their functions. A verb takes strings and answers JSON;
  * what it refuses it refuses with a sentence and without a change.
  *
- * A VBD has a name: a ring's is "DOMID/DEVID", an NBD export's is its export name. vbd-plug prints it,
- * vbd-unplug and stats take it.
+ * A VBD has a name: a ring's is "DOMID/DEVID", an NBD export's is its export name. vbd-unplug and stats take
+ * it. vbd-plug answers one string, as xe prints a uuid: a ring's name, or an export's URI.
  */
 #include "blkd/blkif.h"
 #include "blkd/cache.h"
@@ -140,7 +140,7 @@ static json_t *plug_ring(const struct ctl_host *host, const struct plug *p, stru
 	if (blkif_plug(&plug, e) < 0)
 		return NULL;
 	snprintf(name, sizeof(name), "%u/%u", p->dom, p->devid);
-	return json_pack("{s:s}", "vbd", name);
+	return json_string(name);
 }
 
 /* The file's name without its suffix, unless it is taken. */
@@ -183,7 +183,7 @@ static json_t *plug_nbd(const struct ctl_host *host, const struct plug *p, struc
 		devtab_put(ref, &ignored);
 		return NULL;
 	}
-	return json_pack("{s:s, s:s}", "vbd", name, "uri", uri);
+	return json_string(uri);
 }
 
 static json_t *vbd_plug(const struct ctl_host *host, json_t *params, struct err *e)
@@ -217,7 +217,7 @@ static json_t *vbd_unplug(const struct ctl_host *host, json_t *params, struct er
 		res = blkif_unplug(host->kind, domid, devid, force, 0, e);
 	else
 		res = nbd_export_remove(host->nbd, vbd, force, e);
-	return res < 0 ? NULL : json_pack("{s:s}", "vbd", vbd);
+	return res < 0 ? NULL : json_null();
 }
 
 /* ---- vbd-list and stats ---- */

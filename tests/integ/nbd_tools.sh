@@ -22,8 +22,7 @@ scene() { echo "== $*"; }
 cd "$dir"
 export BLKD_RUN_DIR=$dir/run
 blkctl() { "$BUILD/blkctl" "$@"; }
-field() { awk -v k="$1" '$1 == k { sub(/^[^:]*: /, ""); print }'; }
-plug() { blkctl vbd-plug "$@" nbd=true | field uri; }
+plug() { blkctl vbd-plug "$@" nbd=true; }
 
 start_blkd() {
 	"$BUILD/blkd" --run-dir "$dir/run" ${BLKD_ENGINE:+--engine "$BLKD_ENGINE"} >>"$dir/log" 2>&1 &
