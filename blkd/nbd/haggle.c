@@ -454,6 +454,7 @@ static int receive(struct haggle *h)
 
 bool haggle_turn(struct haggle *h, struct nbd_server *srv)
 {
+	h->again = false;
 	for (unsigned budget = 64; budget; budget--) {
 		int res;
 
@@ -471,6 +472,7 @@ bool haggle_turn(struct haggle *h, struct nbd_server *srv)
 		if (res <= 0)
 			return res == 0;
 	}
+	h->again = true;
 	return !h->broken;
 }
 

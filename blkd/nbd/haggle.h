@@ -33,6 +33,7 @@ struct haggle {
 	unsigned char in[HAGGLE_IN_BYTES];
 	unsigned char *out; /* grows with what there is to say, which is our own */
 	size_t out_bytes, out_sent, out_room;
+	bool again;  /* its turn was up, not its input */
 	bool broken; /* no memory for an answer, or the protocol was broken */
 };
 

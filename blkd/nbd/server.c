@@ -287,7 +287,7 @@ static int poll_timeout(const struct nbd_server *srv)
 
 		if (!haggle_events(h))
 			return 5;
-		if (h->deadline_ns <= now_ns)
+		if (h->again || h->deadline_ns <= now_ns)
 			return 0;
 		if (h->deadline_ns - now_ns < wait_ns)
 			wait_ns = h->deadline_ns - now_ns;

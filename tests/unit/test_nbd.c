@@ -323,6 +323,28 @@ static void the_handshake_may_come_byte_by_byte(void **state)
 	rig_stop(&g);
 }
 
+/* Not allowed to a client, but nobody must hang. */
+static void options_sent_without_waiting_are_all_answered(void **state)
+{
+	enum { N = 400 };
+	struct rig g;
+	unsigned n;
+	int fd;
+
+	(void)state;
+	rig_start(&g, MIB);
+	rig_export(&g, g.image, "disk", true, NULL);
+	fd = greet(&g, 3);
+	for (unsigned i = 0; i < N; i++)
+		opt(fd, i % 2 ? OPT_LIST : 77, "", 0);
+	for (unsigned i = 0; i < N; i++) {
+		assert_int_equal(last_reply(fd, i % 2 ? OPT_LIST : 77, &n), i % 2 ? 1 : REP_UNSUP);
+		assert_int_equal(n, i % 2);
+	}
+	close(fd);
+	rig_stop(&g);
+}
+
 static void contexts_are_listed_and_chosen(void **state)
 {
 	static const char *const base[] = {"base:allocation"}, *const wild[] = {"base:"},
@@ -445,6 +467,7 @@ int main(void)
 	    cmocka_unit_test(lengths_inside_options_are_checked),
 	    cmocka_unit_test(absurd_options_end_the_connection),
 	    cmocka_unit_test(the_handshake_may_come_byte_by_byte),
+	    cmocka_unit_test(options_sent_without_waiting_are_all_answered),
 	    cmocka_unit_test(contexts_are_listed_and_chosen),
 	    cmocka_unit_test(a_live_socket_is_refused_a_stale_one_replaced),
 	    cmocka_unit_test(uris_are_percent_encoded),
