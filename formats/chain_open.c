@@ -28,14 +28,6 @@ struct walk {
 	unsigned n;
 };
 
-static void uuid_print(const unsigned char u[16], char out[37])
-{
-	char *p = out;
-
-	for (unsigned i = 0; i < 16; i++)
-		p += snprintf(p, 4, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x", u[i]);
-}
-
 int image_open_path(const struct backing_opener *opener, const char *path, unsigned flags, const char *format,
 		    struct image **out, struct err *e)
 {
@@ -51,16 +43,6 @@ int image_open_path(const struct backing_opener *opener, const char *path, unsig
 	if (ret)
 		b->ops->close(b);
 	return ret;
-}
-
-/* Name as found in child, relative to the child's directory. */
-static int path_resolve(const struct image *child, const char *name, char *out, size_t room)
-{
-	const char *path = child->file->path, *slash = strrchr(path, '/');
-	int dir = name[0] == '/' || !slash ? 0 : (int)(slash - path + 1);
-	int n = snprintf(out, room, "%.*s%s", dir, path, name);
-
-	return n < 0 || (size_t)n >= room ? -ENAMETOOLONG : 0;
 }
 
 static void give_back(const struct walk *w, struct image *img)
@@ -123,8 +105,8 @@ static int check_identity(const struct image *child, const struct image *parent,
 	}
 	if (!memcmp(child->parent_uuid, parent->uuid, 16))
 		return 0;
-	uuid_print(child->parent_uuid, want);
-	uuid_print(parent->uuid, have);
+	uuid_text(child->parent_uuid, want);
+	uuid_text(parent->uuid, have);
 	return err_set(e, -EINVAL, "%s: its uuid is %s, but %s wants the parent %s", parent->file->path, have,
 		       child->file->path, want);
 }
@@ -145,7 +127,7 @@ static int candidate_try(const struct walk *w, const struct image *child, const 
 {
 	char path[PATH_MAX];
 	struct backing *b;
-	int ret = path_resolve(child, name, path, sizeof(path));
+	int ret = path_beside(child->file->path, name, path, sizeof(path));
 
 	if (ret)
 		return err_set(e, ret, "%s: the path of its parent is too long", child->file->path);
@@ -176,7 +158,7 @@ static int err_missing(const struct image *child, struct err *e)
 		used += (size_t)snprintf(names + used, sizeof(names) - used, "%s%s", i ? ", " : "",
 					 child->parent_names[i]);
 	if (!child->parent_is_raw)
-		uuid_print(child->parent_uuid, want);
+		uuid_text(child->parent_uuid, want);
 	return err_set(e, -ENOENT, "%s: its parent (%s) is missing; wanted: %s", child->file->path, want,
 		       names);
 }

@@ -107,18 +107,41 @@ void image_release(struct image *img)
 	img->file = NULL;
 }
 
-void image_note(struct image *img, const char *fmt, ...)
+void note_add(char *notes, size_t room_bytes, const char *fmt, va_list ap)
 {
-	size_t used = strlen(img->notes);
-	va_list ap;
+	size_t used = strlen(notes);
 
-	if (used && used + 2 < sizeof(img->notes)) {
-		memcpy(img->notes + used, "; ", 3);
+	if (used && used + 2 < room_bytes) {
+		memcpy(notes + used, "; ", 3);
 		used += 2;
 	}
+	vsnprintf(notes + used, room_bytes - used, fmt, ap);
+}
+
+void image_note(struct image *img, const char *fmt, ...)
+{
+	va_list ap;
+
 	va_start(ap, fmt);
-	vsnprintf(img->notes + used, sizeof(img->notes) - used, fmt, ap);
+	note_add(img->notes, sizeof(img->notes), fmt, ap);
 	va_end(ap);
+}
+
+void uuid_text(const unsigned char uuid[16], char out[37])
+{
+	char *p = out;
+
+	for (unsigned i = 0; i < 16; i++)
+		p += snprintf(p, 4, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x", uuid[i]);
+}
+
+int path_beside(const char *child, const char *name, char *out, size_t room_bytes)
+{
+	const char *slash = strrchr(child, '/');
+	int dir = name[0] == '/' || !slash ? 0 : (int)(slash - child + 1);
+	int n = snprintf(out, room_bytes, "%.*s%s", dir, child, name);
+
+	return n < 0 || (size_t)n >= room_bytes ? -ENAMETOOLONG : 0;
 }
 
 uint32_t backing_mtime(const struct backing *b)

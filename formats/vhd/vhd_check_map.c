@@ -7,6 +7,7 @@
 
 #include "blkd/bytes.h"
 #include "blkd/err.h"
+#include "formats/vhd/vhd_names.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -52,7 +53,7 @@ static int check_locator_text(struct check_run *run, const struct vhd_scan *s, u
 {
 	const struct vhd_locator *l = &s->header.locators[i];
 	unsigned char raw[VHD_LOCATOR_MAX_BYTES];
-	char path[VHD_LOCATOR_MAX_BYTES * 2];
+	char path[VHD_NAME_ROOM_BYTES];
 	struct err why = ERR_INIT;
 	int ret;
 

@@ -13,6 +13,7 @@
 #include "blkd/err.h"
 #include "blkd/format.h"
 #include "formats/image.h"
+#include "formats/vhd/vhd_names.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -70,7 +71,7 @@ static int link_names(const struct vhd_scan *s, struct link *l)
 {
 	static const uint32_t order[] = {VHD_LOC_W2RU, VHD_LOC_MACX, VHD_LOC_W2KU};
 	unsigned char raw[VHD_LOCATOR_MAX_BYTES];
-	char path[VHD_LOCATOR_MAX_BYTES * 2];
+	char path[VHD_NAME_ROOM_BYTES];
 	int ret;
 
 	for (unsigned k = 0; k < sizeof(order) / sizeof(order[0]); k++)
@@ -111,14 +112,6 @@ static int link_read(const struct vhd_scan *s, struct link *l, struct err *e)
 		   : 0;
 }
 
-static void uuid_text(const unsigned char u[16], char out[40])
-{
-	char *p = out;
-
-	for (unsigned i = 0; i < 16; i++)
-		p += snprintf(p, 4, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x", u[i]);
-}
-
 /* uuid and disk size by the footer that rules. */
 static int look_at(struct backing *b, unsigned char uuid[16], uint64_t *size_bytes, struct err *e)
 {
@@ -134,22 +127,13 @@ static int look_at(struct backing *b, unsigned char uuid[16], uint64_t *size_byt
 	return 0;
 }
 
-static int resolve(const char *child, const char *name, char *out, size_t room)
-{
-	const char *slash = strrchr(child, '/');
-	int dir = name[0] == '/' || !slash ? 0 : (int)(slash - child + 1);
-	int n = snprintf(out, room, "%.*s%s", dir, child, name);
-
-	return n < 0 || (size_t)n >= room ? -ENAMETOOLONG : 0;
-}
-
 /* Opens the parent: the first candidate with the right uuid. Reports why there is none. *out NULL: reported.
  */
 static void find_parent(struct walk *w, struct backing **out, uint64_t *size_bytes)
 {
 	const struct link *l = &w->link;
 	struct err first = ERR_INIT;
-	char other[PATH_MAX] = "", want[40], have[40];
+	char other[PATH_MAX] = "", want[37], have[37];
 	unsigned char other_uuid[16] = {0};
 
 	*out = NULL;
@@ -159,7 +143,7 @@ static void find_parent(struct walk *w, struct backing **out, uint64_t *size_byt
 		char path[PATH_MAX];
 		struct backing *b;
 
-		if (resolve(w->run.path, l->names[i], path, sizeof(path)))
+		if (path_beside(w->run.path, l->names[i], path, sizeof(path)))
 			continue;
 		if (w->opener->open(w->opener->ctx, path, w->flags, &b, &why)) {
 			if (!first.text[0])

@@ -5,22 +5,19 @@
  * Order of preference: what was meant as relative (an image moves with its directory), then what was meant as
  * absolute, then the base name. tapdisk stores the relative path under every code, so the same name usually
  * comes three times and is kept once. Wi2r, Wi2k and Mac are legal codes whose content has no specified
- * encoding; they are passed over. Windows' backslashes become slashes, and a path with a drive letter means
- * nothing here. That the file found is the right one is proved by its uuid (chain_open.c), not by its name.
+ * encoding; they are passed over. That the file found is the right one is proved by its uuid (chain_open.c),
+ * not by its name.
  */
 #include "formats/vhd/vhd.h"
 
 #include "blkd/bytes.h"
 #include "blkd/err.h"
-#include "formats/vhd/utf16.h"
+#include "formats/vhd/vhd_names.h"
 #include "formats/vhd/vhd_read.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
-
-#define LOCATOR_MAX_BYTES 8192u /* PATH_MAX in UTF-16 */
-#define NAME_ROOM_BYTES	  (LOCATOR_MAX_BYTES * 2)
 
 static int name_add(struct image *img, const char *name, struct err *e)
 {
@@ -38,41 +35,6 @@ static int name_add(struct image *img, const char *name, struct err *e)
 	return 0;
 }
 
-/* A Windows path as ours; empty if it can mean nothing here. */
-static void windows_path(char *s)
-{
-	if (!strchr(s, '\\'))
-		return;
-	if (s[0] && s[1] == ':') {
-		s[0] = 0;
-		return;
-	}
-	for (; *s; s++)
-		if (*s == '\\')
-			*s = '/';
-}
-
-static int macx_decode(const unsigned char *raw, size_t len, char *out)
-{
-	const char *s = (const char *)raw;
-
-	while (len && !s[len - 1])
-		len--;
-	if (!utf8_is_name(s, len))
-		return -EILSEQ;
-	if (len >= 7 && !memcmp(s, "file://", 7)) {
-		s += 7;
-		len -= 7;
-		if (len >= 10 && !memcmp(s, "localhost/", 10)) {
-			s += 9;
-			len -= 9;
-		}
-	}
-	memcpy(out, s, len);
-	out[len] = 0;
-	return 0;
-}
-
 /* Reads and decodes one locator into name (empty: nothing usable). */
 static int locator_read(struct vhd *v, unsigned i, unsigned char *raw, char *name, struct err *e)
 {
@@ -81,7 +43,7 @@ static int locator_read(struct vhd *v, unsigned i, unsigned char *raw, char *nam
 	int ret;
 
 	name[0] = 0;
-	if (l->len_bytes > LOCATOR_MAX_BYTES)
+	if (l->len_bytes > VHD_LOCATOR_MAX_BYTES)
 		return err_set(e, -EINVAL,
 			       "%s: parent locator %u holds %" PRIu32
 			       " bytes, no path is that long: run blkimg check",
@@ -89,15 +51,10 @@ static int locator_read(struct vhd *v, unsigned i, unsigned char *raw, char *nam
 	ret = b->ops->read(b, l->off_bytes, raw, l->len_bytes);
 	if (ret)
 		return err_set(e, ret, "%s: cannot read parent locator %u: %s", b->path, i, strerror(-ret));
-	if (l->code == VHD_LOC_MACX)
-		ret = macx_decode(raw, l->len_bytes, name);
-	else
-		ret = utf16_to_utf8(raw, l->len_bytes, false, name, NAME_ROOM_BYTES);
-	if (ret < 0)
+	if (vhd_locator_text(l->code, raw, l->len_bytes, name, VHD_NAME_ROOM_BYTES) < 0)
 		return err_set(e, -EINVAL,
 			       "%s: parent locator %u does not decode to a path: run blkimg check", b->path,
 			       i);
-	windows_path(name);
 	return 0;
 }
 
@@ -139,11 +96,10 @@ static int names_collect(struct vhd *v, unsigned char *raw, char *name, struct e
 			if (ret)
 				return ret;
 		}
-	if (utf16_to_utf8(v->header.parent_name, VHD_PARENT_NAME_BYTES, true, name, NAME_ROOM_BYTES) < 0)
+	if (vhd_name_text(v->header.parent_name, name, VHD_NAME_ROOM_BYTES) < 0)
 		return err_set(e, -EINVAL,
 			       "%s: the parent's name in its header does not decode: run blkimg check",
 			       img->file->path);
-	windows_path(name);
 	return name_add(img, name, e);
 }
 
@@ -163,8 +119,8 @@ int vhd_parent_read(struct vhd *v, struct err *e)
 			ret = locator_check(v, i, e);
 	if (ret)
 		return ret;
-	raw = malloc(LOCATOR_MAX_BYTES);
-	name = malloc(NAME_ROOM_BYTES);
+	raw = malloc(VHD_LOCATOR_MAX_BYTES);
+	name = malloc(VHD_NAME_ROOM_BYTES);
 	if (!raw || !name)
 		ret = err_set(e, -ENOMEM, "%s: no memory to read its parent's name", img->file->path);
 	else

@@ -20,6 +20,7 @@
 
 #include "blkd/bytes.h"
 #include "blkd/err.h"
+#include "formats/image.h"
 #include "formats/vhd/vhd_scan.h"
 
 #include <errno.h>
@@ -35,15 +36,10 @@ static int add_write(struct repair_plan *plan, uint64_t off, const void *data, u
 
 static void note(struct repair_plan *plan, const char *fmt, ...)
 {
-	size_t used = strlen(plan->notes);
 	va_list ap;
 
-	if (used && used + 2 < sizeof(plan->notes)) {
-		memcpy(plan->notes + used, "; ", 3);
-		used += 2;
-	}
 	va_start(ap, fmt);
-	vsnprintf(plan->notes + used, sizeof(plan->notes) - used, fmt, ap);
+	note_add(plan->notes, sizeof(plan->notes), fmt, ap);
 	va_end(ap);
 }
 

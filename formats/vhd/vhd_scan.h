@@ -97,15 +97,4 @@ uint32_t scan_block_at(const struct vhd_scan *, uint64_t off, uint64_t end, bool
 /* Bytes of the map that n_blocks need, padded to sectors; at least what the checksum covers. */
 uint32_t scan_map_need(const struct vhd_scan *);
 
-/* ---- vhd_names.c: what a parent locator says ---- */
-
-/* Decodes one locator's bytes into a path (UTF-8, '/' between names). -EINVAL and a sentence when it is no
- * text. out: 3 bytes for each two of input and one more. */
-int vhd_locator_decode(uint32_t code, const unsigned char *raw, uint32_t len_bytes, char *out,
-		       size_t out_bytes, struct err *);
-/* The parent's file name in the header (UTF-16BE, zero padded) as UTF-8. */
-int vhd_parent_name_decode(const unsigned char raw[VHD_PARENT_NAME_BYTES], char *out, size_t out_bytes,
-			   struct err *);
-#define VHD_LOCATOR_MAX_BYTES 8192u
-
 #endif

@@ -141,14 +141,14 @@ struct image_format {
 	 * call on the image. */
 	const void *(*meta_get)(struct image *, uint64_t key);
 	/* Takes the 512 bytes read from key (res 0), or notes that reading failed (res < 0: nothing is kept).
-	 * Evicts clean ones only. -EBUSY: all are dirty; commit first, then bring it again. The executor has at
-	 * most one read of a key in flight, and none over a block that is being discarded. A leaf that is only
-	 * read takes the memory of its cache with the first one (-ENOMEM). */
+	 * Evicts clean ones only. -EBUSY: all are dirty; commit first, then bring it again. The executor has
+	 * at most one read of a key in flight, and none over a block that is being discarded. A leaf that is
+	 * only read takes the memory of its cache with the first one (-ENOMEM). */
 	int (*meta_put)(struct image *, uint64_t key, const void *buf, int res);
 	/* 0: do piece->act at file_off, then call write_end exactly once. -EINPROGRESS: nothing was changed;
 	 * park on piece->park and call again. Other: fail the request with it, nothing was changed. Parked on
-	 * EPOCH: it wants a commit that has not begun yet (IMAGE_WANT_COMMIT is set); parked on GROW: a JOB_GROW,
-	 * whose failure is the request's. */
+	 * EPOCH: it wants a commit that has not begun yet (IMAGE_WANT_COMMIT is set); parked on GROW: a
+	 * JOB_GROW, whose failure is the request's. */
 	int (*write_begin)(struct image *, enum write_op, unsigned flags, uint64_t off_bytes,
 			   uint64_t len_bytes, struct write_piece *);
 	void (*write_end)(struct image *, const struct write_piece *, int res);
@@ -213,6 +213,8 @@ const struct image_format *format_by_name(const char *name);
 int format_find(struct backing *, const char *name, const struct image_format **, struct err *);
 /* A fresh image serial. Any thread. */
 uint64_t image_serial(void);
+/* In hexadecimal, with hyphens. Pure. */
+void uuid_text(const unsigned char uuid[16], char out[37]);
 
 /* ---- chain.c: the ordered images of one disk ---- */
 

@@ -100,7 +100,6 @@ int disk_open_rw(const char *path, const char *format, const struct args *, stru
  * state of it. The caller fenced it. */
 int records_pending(const struct image *, const struct args *, struct err *);
 
-void uuid_text(const unsigned char uuid[16], char out[37]);
 /* "1.5 GiB" */
 const char *human(uint64_t bytes, char out[32]);
 

@@ -104,14 +104,6 @@ int extent_at(const struct chain *c, uint64_t off, uint64_t len, struct extent *
 	return 0;
 }
 
-void uuid_text(const unsigned char u[16], char out[37])
-{
-	char *p = out;
-
-	for (unsigned i = 0; i < 16; i++)
-		p += snprintf(p, 4, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x", u[i]);
-}
-
 const char *human(uint64_t bytes, char out[32])
 {
 	static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
