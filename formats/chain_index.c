@@ -20,7 +20,7 @@ static void units_claim(struct parents *p, unsigned layer)
 	const struct image *img = p->img[layer];
 	uint64_t visible = p->visible_bytes[layer];
 
-	/* NOLINTBEGIN(clang-analyzer-core.UndefinedBinaryOperatorResult): visible is n_owner units at most. */
+	/* NOLINTBEGIN(clang-analyzer-core.UndefinedBinaryOperatorResult): visible is within n_owner. */
 	for (uint64_t u = 0, off = 0; off < visible; u++, off += CHAIN_BLOCK_BYTES)
 		if (p->owner[u] == CHAIN_NO_OWNER &&
 		    img->ops->owns(img, off, u64_min(CHAIN_BLOCK_BYTES, visible - off)))

@@ -116,7 +116,7 @@ static const void *meta_bring(struct meta_memo *m, const struct chain *c, const 
 	}
 	if (m->slot[i].img != img || m->slot[i].key != x->file_off) {
 		m->slot[i].img = NULL;
-		/* A chain has no layer without an image. NOLINTNEXTLINE(clang-analyzer-core.NullDereference) */
+		/* No layer is without an image. NOLINTNEXTLINE(clang-analyzer-core.NullDereference) */
 		*ret = img->file->ops->read(img->file, x->file_off, m->slot[i].sector, SECTOR_BYTES);
 		if (*ret)
 			return NULL;

@@ -1,6 +1,6 @@
 /*
- * Bytes on disk and on the wire: the only place that knows endianness. Loads and stores work at any alignment.
- * Also the few integer helpers that image code needs everywhere.
+ * Bytes on disk and on the wire: the only place that knows endianness. Loads and stores work at any
+ * alignment. Also the few integer helpers that image code needs everywhere.
  */
 #ifndef BLKD_BYTES_H
 #define BLKD_BYTES_H

@@ -1,6 +1,6 @@
 /*
- * Intrusive doubly linked list. A node is in one list at most; a node that is in none points to itself (list_init).
- * No locks: the list belongs to whoever owns the thing it hangs in.
+ * Intrusive doubly linked list. A node is in one list at most; a node that is in none points to itself
+ * (list_init). No locks: the list belongs to whoever owns the thing it hangs in.
  */
 #ifndef BLKD_LIST_H
 #define BLKD_LIST_H
@@ -12,7 +12,7 @@ struct list {
 	struct list *next, *prev;
 };
 
-#define container_of(p, type, member) ((type *)(void *)((char *)(p) - offsetof(type, member)))
+#define container_of(p, type, member) ((type *)(void *)((char *)(p)-offsetof(type, member)))
 
 static inline void list_init(struct list *l)
 {
@@ -62,7 +62,8 @@ static inline void list_splice_tail(struct list *to, struct list *from)
 	list_init(from);
 }
 
-#define list_for_each(pos, head)         for ((pos) = (head)->next; (pos) != (head); (pos) = (pos)->next)
-#define list_for_each_safe(pos, n, head) for ((pos) = (head)->next, (n) = (pos)->next; (pos) != (head); (pos) = (n), (n) = (pos)->next)
+#define list_for_each(pos, head) for ((pos) = (head)->next; (pos) != (head); (pos) = (pos)->next)
+#define list_for_each_safe(pos, n, head)                                                                     \
+	for ((pos) = (head)->next, (n) = (pos)->next; (pos) != (head); (pos) = (n), (n) = (pos)->next)
 
 #endif
