@@ -104,21 +104,32 @@ static void wake_parked(struct dev *d, struct list *parked, int res)
 	}
 }
 
+/* A flush of any job may have failed: a successor must know, too. */
+static void note_poison(struct dev *d)
+{
+	if (!d->disk->journal || !d->leaf->poisoned || journal_poisoned(d->disk->journal))
+		return;
+	journal_poison(d->disk->journal);
+	log_error("%s: a flush of %s failed: what the storage lost cannot be known, so no later flush will "
+		  "succeed until the disk is checked and plugged anew",
+		  d->name, d->disk->path);
+}
+
+/* What is durable now needs no record any more. */
+static void drop_records(struct dev *d)
+{
+	if (!d->disk->journal)
+		return;
+	journal_drop(d->disk->journal, d->leaf->ops->epoch_durable(d->leaf));
+	journal_relieve(d->disk->journal);
+}
+
 static void commit_ended(struct dev *d, int res)
 {
 	struct list *n;
 
-	if (d->disk->journal) {
-		journal_drop(d->disk->journal, d->leaf->ops->epoch_durable(d->leaf));
-		journal_relieve(d->disk->journal);
-		if (d->leaf->poisoned && !journal_poisoned(d->disk->journal)) {
-			journal_poison(d->disk->journal);
-			log_error("%s: a flush of %s failed: what the storage lost cannot be known, so no "
-				  "later flush will succeed until "
-				  "the disk is checked and plugged anew",
-				  d->name, d->disk->path);
-		}
-	}
+	d->commit_failed = res < 0;
+	drop_records(d);
 	while ((n = list_pop(&d->covered)))
 		req_committed(d, container_of(n, struct blkreq, link), res);
 	wake_parked(d, &d->park_epoch, res);
@@ -134,15 +145,20 @@ static bool idle_commit_due(const struct dev *d)
 	       d->now_ns - d->dirty_since_ns >= (uint64_t)d->opts.idle_commit_ms * 1000000u;
 }
 
+/* Is there no room for more changes? Where commits fail, making room is left to the idle pace. */
+static bool room_wanted(const struct dev *d)
+{
+	return !d->commit_failed && (d->leaf->wants & IMAGE_WANT_COMMIT ||
+				     (d->disk->journal && journal_is_full(d->disk->journal)));
+}
+
 static void commit_maybe_start(struct dev *d)
 {
-	bool journal_full = d->disk->journal && journal_is_full(d->disk->journal);
 	int res;
 
 	if (d->commit->active || !d->disk->writable || d->stop >= STOP_COMMIT)
 		return;
-	if (!d->commit_wanted && !(d->leaf->wants & IMAGE_WANT_COMMIT) && !journal_full &&
-	    !idle_commit_due(d))
+	if (!d->commit_wanted && !room_wanted(d) && !idle_commit_due(d))
 		return;
 	d->commit_wanted = false;
 	list_splice_tail(&d->covered, &d->landed);
@@ -237,25 +253,34 @@ void jobs_run(struct dev *d)
 	commit_maybe_start(d);
 	if (d->commit->active && !job_pump(d, d->commit)) {
 		d->commit->active = false;
+		note_poison(d);
 		if (d->stop < STOP_COMMIT)
 			commit_ended(d, d->commit->job.res);
-		else if (d->disk->journal)
-			journal_drop(d->disk->journal, d->leaf->ops->epoch_durable(d->leaf));
+		else
+			drop_records(d);
 		commit_maybe_start(d);
 	}
 	grow_maybe_start(d);
 	if (d->grow->active && !job_pump(d, d->grow)) {
 		d->grow->active = false;
+		note_poison(d);
 		if (d->grow->job.kind == JOB_GROW)
 			grow_ended(d, d->grow->job.res);
 	}
 }
 
-/* When the loop must wake up by itself: the idle commit, or a growth to try again. */
+/* When the loop must wake up by itself: the idle commit, or a growth to try again. 0: at once, for a job that
+ * was begun and has nothing in flight yet, or is to begin. */
 uint64_t jobs_deadline(const struct dev *d)
 {
 	uint64_t deadline = IO_DEADLINE_NONE;
 
+	if ((d->commit->active || d->grow->active) && !d->engine->in_flight)
+		return 0;
+	if (d->stop >= STOP_COMMIT)
+		return deadline;
+	if ((d->commit_wanted && !d->commit->active) || (!list_empty(&d->park_grow) && !d->grow->active))
+		return 0;
 	if (d->dirty_since_ns && !d->commit->active)
 		deadline = d->dirty_since_ns + (uint64_t)d->opts.idle_commit_ms * 1000000u;
 	if ((d->leaf->wants & IMAGE_WANT_GROW) && !d->grow->active && d->disk->writable &&

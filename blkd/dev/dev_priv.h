@@ -27,6 +27,7 @@ enum {
 	DEV_FETCH = 64,			/* requests taken from one transport in one turn */
 	STEP_BOUNCE_BYTES = 512u << 10, /* of one unaligned step, so that its cover fits a buffer */
 	ZERO_WRITE_BYTES = 64u << 10,	/* zeros up to this are written; above, the file system is asked */
+	PLAN_STEPS = 1024,		/* pieces of one request in one go; a discard may have millions */
 	FS_BLOCK_BYTES = 4096, /* zero-range and punch go in these: a file system would do the edges through
 				  its page cache */
 };
@@ -117,7 +118,8 @@ struct dev {
 	uint64_t next_seq;
 	struct list blocked;	/* REQ_BLOCKED, in order of arrival */
 	struct blkreq *barrier; /* nothing is fetched while one is there */
-	struct list starved;	/* REQ_PARKED for a free op or pending page */
+	struct list starved;	/* REQ_PARKED for a free op or pending page, or to let others pass */
+	bool replan;		/* something that a starved one may need was given back */
 	struct list park_epoch, park_grow;
 	struct list landed;  /* REQ_LANDED: wait for a commit that begins from now on */
 	struct list covered; /* REQ_LANDED: wait for the commit under way */
@@ -141,6 +143,7 @@ struct dev {
 	uint64_t dirty_since_ns;       /* last write that left the image dirty; 0: clean */
 	uint64_t grow_retry_ns;
 	bool commit_wanted;
+	bool commit_failed; /* the last one: the next waits for a request or the idle pace */
 	enum stop_stage stop;
 	int stop_res;
 

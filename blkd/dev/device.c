@@ -119,10 +119,14 @@ static void fetch(struct dev *d)
 	struct blkreq *reqs[DEV_FETCH];
 	struct list *pos, *next;
 
+	/* Another one first each time: where requests are many, none takes every free place. */
+	if ((pos = list_pop(&d->transports)))
+		list_add_tail(&d->transports, pos);
 	list_for_each_safe (pos, next, &d->transports) {
 		struct transport *t = container_of(pos, struct transport, link);
 
-		/* Once a turn each: a transport that refuses all it fetches must not keep the loop from its mail. */
+		/* Once a turn each: a transport that refuses all it fetches must not keep the loop from its
+		 * mail. */
 		if (t->ready && !t->detaching && !d->barrier && d->n_active < d->max_active) {
 			unsigned max = (unsigned)u64_min(DEV_FETCH, d->max_active - d->n_active), n;
 
@@ -155,6 +159,9 @@ static void plan_starved(struct dev *d)
 {
 	struct list list, *n;
 
+	if (!d->replan)
+		return;
+	d->replan = false;
 	list_init(&list);
 	list_splice_tail(&list, &d->starved);
 	while ((n = list_pop(&list)))
@@ -199,15 +206,13 @@ bool dev_turn(struct dev *d, uint64_t deadline_ns)
 	list_init(&ready);
 	d->now_ns = d->engine->ops->now(d->engine);
 	read_mail(d);
+	plan_starved(d); /* before those that come now: they would take what was given back */
 	fetch(d);
-	plan_starved(d);
 	ops_retry(d);
 	jobs_run(d);
 	dev_complete(d);
 	detach_idle(d); /* before the wait: the mail may have asked for it */
-	if (fetch_is_due(d) || !list_empty(&d->done) ||
-	    (!list_empty(&d->starved) && !list_empty(&d->ops_free)) ||
-	    (d->commit_wanted && !d->commit->active) ||
+	if (fetch_is_due(d) || !list_empty(&d->done) || (d->replan && !list_empty(&d->starved)) ||
 	    (d->stop != STOP_NO && !d->n_active && !d->engine->in_flight))
 		deadline_ns = 0;
 	else

@@ -33,8 +33,10 @@ struct op *op_get(struct dev *d)
 
 void op_put(struct dev *d, struct op *op)
 {
-	if (op->pooled)
-		list_add_tail(&d->ops_free, &op->link);
+	if (!op->pooled)
+		return;
+	list_add_tail(&d->ops_free, &op->link);
+	d->replan = true;
 }
 
 /* ---- bounce buffers ---- */
@@ -74,6 +76,12 @@ static void op_end(struct dev *d, struct op *op, int res)
 
 /* ---- steps ---- */
 
+static void io_submit(struct dev *d, struct op *op)
+{
+	if (d->engine->ops->queue(d->engine, &op->io) < 0)
+		list_add_tail(&d->io_wait, &op->io.link);
+}
+
 static void io_queue(struct dev *d, struct op *op, enum io_op verb, uint64_t off_bytes, uint64_t len_bytes,
 		     void *buf)
 {
@@ -83,8 +91,7 @@ static void io_queue(struct dev *d, struct op *op, enum io_op verb, uint64_t off
 	op->io.len_bytes = len_bytes;
 	op->io.buf = buf;
 	op->io.owner = op;
-	if (d->engine->ops->queue(d->engine, &op->io) < 0)
-		list_add_tail(&d->io_wait, &op->io.link);
+	io_submit(d, op);
 }
 
 static void direct(struct dev *d, struct op *op, enum io_op verb)
@@ -215,6 +222,9 @@ static bool must_wait(const struct dev *d, const struct op *op)
 	struct list *pos;
 
 	list_for_each (pos, &d->leaf_writes)
+		if (shares_block(op, container_of(pos, struct op, link), block))
+			return true;
+	list_for_each (pos, &d->rmw_wait) /* in order: nobody waits behind those that came later */
 		if (shares_block(op, container_of(pos, struct op, link), block))
 			return true;
 	return false;
@@ -369,6 +379,12 @@ static void other_done(struct dev *d, struct op *op)
 
 void op_io_done(struct dev *d, struct op *op)
 {
+	/* Of a flush it would be an error like any other: the kernel may have dropped what it could not
+	 * write. */
+	if (op->io.res == -EINTR && op->io.op != IO_FLUSH) {
+		io_submit(d, op);
+		return;
+	}
 	switch (op->stage) {
 	case STEP_DIRECT:
 		if (op->io.op == IO_READ || op->io.op == IO_WRITE)
@@ -400,16 +416,10 @@ static void retry(struct dev *d, struct list *waiting, void (*again)(struct dev 
 		again(d, by_io_link ? container_of(n, struct op, io.link) : container_of(n, struct op, link));
 }
 
-static void io_again(struct dev *d, struct op *op)
-{
-	if (d->engine->ops->queue(d->engine, &op->io) < 0)
-		list_add_tail(&d->io_wait, &op->io.link);
-}
-
 /* Once a turn. */
 void ops_retry(struct dev *d)
 {
-	retry(d, &d->io_wait, io_again, true);
+	retry(d, &d->io_wait, io_submit, true);
 	retry(d, &d->rmw_wait, op_start, false);
 	retry(d, &d->bounce_wait, step_begin, true);
 }

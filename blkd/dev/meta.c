@@ -37,6 +37,12 @@ static struct pending *pending_unused(struct dev *d)
 	return NULL;
 }
 
+static void pending_free(struct dev *d, struct pending *p)
+{
+	p->state = PEND_FREE;
+	d->replan = true;
+}
+
 /* Plans on all that wait for p. A READY page is shown to them meanwhile; else p may serve anew at once. */
 static void pending_end(struct dev *d, struct pending *p, int res)
 {
@@ -45,7 +51,7 @@ static void pending_end(struct dev *d, struct pending *p, int res)
 	list_init(&reqs);
 	list_splice_tail(&reqs, &p->reqs);
 	if (p->state != PEND_READY)
-		p->state = PEND_FREE;
+		pending_free(d, p);
 	while ((n = list_pop(&reqs))) {
 		struct blkreq *r = container_of(n, struct blkreq, link);
 
@@ -54,7 +60,7 @@ static void pending_end(struct dev *d, struct pending *p, int res)
 		req_run(d, r);
 	}
 	if (p->state == PEND_READY)
-		p->state = PEND_FREE;
+		pending_free(d, p);
 }
 
 /* ---- the leaf ---- */
@@ -68,7 +74,7 @@ static void leaf_read_done(struct dev *d, struct op *op, int res)
 	if (res == 0 && put == -EBUSY) {
 		list_splice_tail(&d->park_epoch, &p->reqs);
 		jobs_want_commit(d);
-		p->state = PEND_FREE;
+		pending_free(d, p);
 		return;
 	}
 	pending_end(d, p, res < 0 ? res : put);
@@ -126,28 +132,19 @@ static void woken(struct cache_waiter *w, int res)
 	dev_wake(p->dev, p, res);
 }
 
-/* Another device's fill ended. On success the pages are asked for anew (they are there, or were evicted and
- * are filled again). */
+/* Another device's fill ended. On success, or without an op to read with, the pages are asked for anew (they
+ * are there, or are filled again). */
 void meta_take_woken(struct dev *d, struct list *list)
 {
 	struct list *n;
 
 	while ((n = list_pop(list))) {
 		struct pending *p = container_of(n, struct pending, woken);
-		struct op *op;
+		struct op *op = p->wake_res < 0 ? op_get(d) : NULL;
 
-		if (p->wake_res == 0) {
-			struct list reqs;
-
-			list_init(&reqs);
-			list_splice_tail(&reqs, &p->reqs);
-			p->state = PEND_FREE;
-			list_splice_tail(&d->starved, &reqs);
-			continue;
-		}
-		op = op_get(d);
 		if (!op) {
-			pending_end(d, p, p->wake_res);
+			list_splice_tail(&d->starved, &p->reqs);
+			pending_free(d, p);
 			continue;
 		}
 		p->state = PEND_READ;

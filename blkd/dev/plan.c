@@ -113,8 +113,10 @@ static void write_park(struct dev *d, struct blkreq *r, const struct write_piece
 
 	switch (piece->park) {
 	case PARK_META:
-		if (meta_bring(d, r, 0, piece->park_key, &pin))
+		if (meta_bring(d, r, 0, piece->park_key, &pin)) {
 			req_park(d, r, &d->starved);
+			d->replan = true;
+		}
 		break;
 	case PARK_EPOCH:
 		req_park(d, r, &d->park_epoch);
@@ -158,15 +160,17 @@ void plan_write(struct dev *d, struct blkreq *r)
 						     [BLK_TRIM] = WRITE_TRIM,
 						     [BLK_ZERO] = WRITE_ZERO};
 	uint64_t end = r->off_bytes + r->len_bytes;
+	unsigned steps = 0;
 
 	while (r->plan_off < end && !r->status) {
 		uint64_t len_bytes = end - r->plan_off;
-		struct op *op = op_get(d);
+		struct op *op = steps++ < PLAN_STEPS ? op_get(d) : NULL;
 		unsigned flags = 0;
 		int res;
 
 		if (!op) {
 			req_park(d, r, &d->starved);
+			d->replan |= steps > PLAN_STEPS;
 			return;
 		}
 		if (verbs[r->op] != WRITE_DATA) {

@@ -178,9 +178,7 @@ static bool answered_at_landing(const struct dev *d, const struct blkreq *r)
 
 	if (durable)
 		return !r->epoch;
-	if (r->fua || r->op == BLK_BARRIER || !back || !d->disk->has_records_home)
-		return false;
-	return r->recorded;
+	return back && !r->fua && r->op != BLK_BARRIER && r->recorded;
 }
 
 void req_settle(struct dev *d, struct blkreq *r)

@@ -31,7 +31,8 @@ enum req_state {
 	REQ_IDLE,    /* transport's */
 	REQ_BLOCKED, /* overlaps one that came earlier, or stands behind a barrier */
 	REQ_RUN,     /* being planned, pieces in flight */
-	REQ_PARKED,  /* no progress before metadata, an epoch, a grow or a free operation is there */
+	REQ_PARKED,  /* no progress before metadata, an epoch, a grow or a free operation is there; or others
+			go first */
 	REQ_LANDED,  /* its data landed; waits for the commit that makes it durable */
 	REQ_DONE,    /* has its status; waits for copy-out and response in this turn */
 };
@@ -62,7 +63,7 @@ struct blkreq {
 	uint64_t epoch;	 /* newest epoch that the data depends on; 0: none */
 	bool planned;	 /* all pieces were issued */
 	bool mutates;	 /* changes the disk: WRITE, TRIM, ZERO, BARRIER with data */
-	bool recorded;	 /* all its metadata changes are in the journal */
+	bool recorded;	 /* all its metadata changes, if any, are in the journal */
 	uint8_t barrier; /* BARRIER: enum barrier_stage in dev_priv.h */
 };
 

@@ -17,7 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define RIG_REQS  64u
+#define RIG_REQS  128u
 #define RIG_CONNS 4u
 
 struct rig_req {
