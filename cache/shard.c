@@ -1,4 +1,5 @@
-/* HOT PATH: no malloc, no log, no syscall, no lock but a shard mutex (pthread_mutex_lock), held for a few instructions. */
+/* HOT PATH: no malloc, no log, no syscall, no lock but a shard mutex (pthread_mutex_lock), held for a few
+ * instructions. */
 /*
  * The metadata cache at work: look up, lend a frame to fill, pin, wake, evict.
  *

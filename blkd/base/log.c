@@ -1,5 +1,6 @@
 /*
- * The log sink. A mutex keeps lines whole and guards the sites' counters; nothing is held across anything but the write of one line.
+ * The log sink. A mutex keeps lines whole and guards the sites' counters; nothing is held across anything but
+ * the write of one line.
  */
 #include "blkd/log.h"
 #include "blkd/clock.h"
@@ -53,7 +54,8 @@ void log_line(struct log_site *site, enum log_level level, const char *fmt, ...)
 		vsnprintf(text, sizeof(text), fmt, ap);
 		va_end(ap);
 		if (dropped)
-			fprintf(stderr, "blkd: %s: %s (%u like it were dropped)\n", names[level], text, dropped);
+			fprintf(stderr, "blkd: %s: %s (%u like it were dropped)\n", names[level], text,
+				dropped);
 		else
 			fprintf(stderr, "blkd: %s: %s\n", names[level], text);
 	}
@@ -62,6 +64,7 @@ void log_line(struct log_site *site, enum log_level level, const char *fmt, ...)
 
 _Noreturn void check_failed(const char *expr, const char *file, int line)
 {
-	fprintf(stderr, "blkd: fatal: CHECK(%s) failed at %s:%d: stopped before wrong bytes are written\n", expr, file, line);
+	fprintf(stderr, "blkd: fatal: CHECK(%s) failed at %s:%d: stopped before wrong bytes are written\n",
+		expr, file, line);
 	abort();
 }

@@ -1,5 +1,5 @@
-/* HOT PATH: no malloc, no log, no lock but the worker box's (truncate, rare), no syscall but io_uring_enter: by io_uring_submit,
- * io_uring_submit_and_get_events and io_uring_submit_and_wait_timeout. */
+/* HOT PATH: no malloc, no log, no lock but the worker box's (truncate, rare), no syscall but io_uring_enter:
+ * by io_uring_submit, io_uring_submit_and_get_events and io_uring_submit_and_wait_timeout. */
 /*
  * The io_uring engine: queue() fills an SQE, turn() makes the one system call that submits all of them and
  * waits, then empties the completion ring.

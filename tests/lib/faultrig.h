@@ -1,8 +1,9 @@
 /*
- * The life of a disk under faults: attach, a script of requests, close; and a model that says what each sector may read.
- * The model knows sectors as tags (0: as the images were made; 1: zeros; from 2: what a step of the script wrote). A
- * step that was answered with success leaves one tag, a failed one adds its tag to what was allowed: old or new, sector by sector,
- * and never anything else. Whatever fails, the same questions are asked afterwards: life_recover().
+ * The life of a disk under faults: attach, a script of requests, close; and a model that says what each
+ * sector may read. The model knows sectors as tags (0: as the images were made; 1: zeros; from 2: what a step
+ * of the script wrote). A step that was answered with success leaves one tag, a failed one adds its tag to
+ * what was allowed: old or new, sector by sector, and never anything else. Whatever fails, the same questions
+ * are asked afterwards: life_recover().
  */
 #ifndef TESTS_LIB_FAULTRIG_H
 #define TESTS_LIB_FAULTRIG_H
@@ -23,8 +24,9 @@ struct step {
 
 #define MIB_SECT 2048u
 
-/* New blocks over data of the parent and over holes, overwrites, unaligned edges, a write across blocks, several on one new
- * block at once, each kind of flush, zeroing and trimming; more blocks than the first growth has room for. */
+/* New blocks over data of the parent and over holes, overwrites, unaligned edges, a write across blocks,
+ * several on one new block at once, each kind of flush, zeroing and trimming; more blocks than the first
+ * growth has room for. */
 static const struct step life_script[] = {
     {BLK_WRITE, 8, 8, true},
     {BLK_WRITE, 9, 3, false},
@@ -63,12 +65,12 @@ struct life {
 	const char *where; /* for messages */
 };
 
-#define LIFE_REQUIRE(l, x)                                                                                       \
-	do {                                                                                                     \
-		if (!(x)) {                                                                                      \
-			fprintf(stderr, "%s: not so: %s (%s:%d)\n", (l)->where, #x, __FILE__, __LINE__);         \
-			abort();                                                                                 \
-		}                                                                                                \
+#define LIFE_REQUIRE(l, x)                                                                                   \
+	do {                                                                                                 \
+		if (!(x)) {                                                                                  \
+			fprintf(stderr, "%s: not so: %s (%s:%d)\n", (l)->where, #x, __FILE__, __LINE__);     \
+			abort();                                                                             \
+		}                                                                                            \
 	} while (0)
 
 static inline void life_sector(unsigned tag, uint64_t sector, unsigned char out[512])
@@ -161,9 +163,9 @@ static inline void life_verify(struct life *l, uint64_t off_sect, uint64_t n_sec
 			good = !memcmp(want, got + i * 512, 512);
 		}
 		if (!good)
-			fprintf(stderr, "%s: sector %llu: reads %02x %02x, allowed are the tags %llx\n", l->where,
-				(unsigned long long)(off_sect + i), got[i * 512], got[i * 512 + 128],
-				(unsigned long long)allowed);
+			fprintf(stderr, "%s: sector %llu: reads %02x %02x, allowed are the tags %llx\n",
+				l->where, (unsigned long long)(off_sect + i), got[i * 512],
+				got[i * 512 + 128], (unsigned long long)allowed);
 		LIFE_REQUIRE(l, good);
 	}
 }
@@ -179,9 +181,9 @@ static inline void life_put(struct life *l, unsigned step)
 		has_data || s->op == BLK_READ ? l->data[step] : NULL);
 }
 
-/* Requests in flight together overlap in the script only in the order in which they are put, which is the order in which they act.
- * Reads are judged when all of their batch was: by then the model allows the new content too, so only those that nothing in
- * the batch overlaps are in the script. */
+/* Requests in flight together overlap in the script only in the order in which they are put, which is the
+ * order in which they act. Reads are judged when all of their batch was: by then the model allows the new
+ * content too, so only those that nothing in the batch overlaps are in the script. */
 static inline void life_run(struct life *l)
 {
 	unsigned first = 0;
@@ -238,7 +240,8 @@ static inline void life_check(struct life *l, bool clean)
 	LIFE_REQUIRE(l, !clean || result.unclean + result.warnings == 0);
 }
 
-/* The disk is closed, nothing fails any more. It opens, holds what it must, takes everything again, closes clean. */
+/* The disk is closed, nothing fails any more. It opens, holds what it must, takes everything again, closes
+ * clean. */
 static inline void life_recover(struct life *l, bool poison_allowed)
 {
 	struct err e = ERR_INIT;

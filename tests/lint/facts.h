@@ -1,6 +1,7 @@
 /*
- * What the analyser cannot learn from one file, told to it by `make lint` (-include): err_set() answers the code that it was given.
- * Without that it walks on into functions whose callee has just failed, as if the callee had answered "0 or more".
+ * What the analyser cannot learn from one file, told to it by `make lint` (-include): err_set() answers the
+ * code that it was given. Without that it walks on into functions whose callee has just failed, as if the
+ * callee had answered "0 or more".
  */
 #ifndef LINT_FACTS_H
 #define LINT_FACTS_H

@@ -65,7 +65,8 @@ static void written_sectors_read_back_and_neighbours_stay(void **state)
 	down(&g);
 }
 
-/* Is every write to the leaf that completed before `event` covered by a flush that was submitted later and completed before it? */
+/* Is every write to the leaf that completed before `event` covered by a flush that was submitted later and
+ * completed before it? */
 static bool all_flushed_before(struct devrig *g, uint64_t event)
 {
 	int leaf = replay_file_find(g->medium, "/m/leaf.vhd");
@@ -78,8 +79,8 @@ static bool all_flushed_before(struct devrig *g, uint64_t event)
 		if (log[i].file != (unsigned)leaf || log[i].op != IO_WRITE || log[i].completed_at >= event)
 			continue;
 		for (size_t k = 0; k < n && !covered; k++)
-			covered = log[k].file == (unsigned)leaf && log[k].op == IO_FLUSH && log[k].submitted_at > log[i].completed_at &&
-				  log[k].completed_at < event;
+			covered = log[k].file == (unsigned)leaf && log[k].op == IO_FLUSH &&
+				  log[k].submitted_at > log[i].completed_at && log[k].completed_at < event;
 		if (!covered)
 			return false;
 	}
@@ -196,7 +197,8 @@ static void overlapping_requests_act_in_order_of_arrival(void **state)
 		r[5] = rig_put(&g, 5, BLK_READ, MIB, 65536, got + 131072);
 		for (unsigned i = 0; i < 6; i++)
 			assert_true(rig_wait(&g, r[i]));
-		assert_true(r[1]->order > r[0]->order && r[2]->order > r[1]->order && r[3]->order > r[2]->order);
+		assert_true(r[1]->order > r[0]->order && r[2]->order > r[1]->order &&
+			    r[3]->order > r[2]->order);
 		assert_memory_equal(got, a, 4096);
 		assert_memory_equal(got + 65536, a, 4096);
 		assert_memory_equal(got + 65536 + 4096, b, 4096);
@@ -376,11 +378,13 @@ static void random_load_matches_a_flat_model(void **state)
 				if (r->busy) {
 					assert_int_equal(r->req.status, 0);
 					if (r->req.op == BLK_READ)
-						assert_memory_equal(rbuf[i], model + r->req.off_bytes, r->req.len_bytes);
+						assert_memory_equal(rbuf[i], model + r->req.off_bytes,
+								    r->req.len_bytes);
 					done++;
 				}
 				rng = rng * 1664525u + 1013904223u;
-				/* each slot has its own megabyte: no overlaps, so the model is exact at any time */
+				/* each slot has its own megabyte: no overlaps, so the model is exact at any
+				 * time */
 				off = i * MIB + (rng >> 8) % 2000 * 512;
 				rng = rng * 1664525u + 1013904223u;
 				len = u64_min(((rng >> 8) % 128 + 1) * 512, (i + 1) * MIB - off);
