@@ -137,7 +137,6 @@ static int copy_earlier(struct journal *j)
 
 static int open_file(struct journal *j, const char *run_dir, const struct image *leaf, struct err *e)
 {
-	struct stat st;
 	int res;
 
 	snprintf(j->path, sizeof(j->path), "%s/disk-%llx-%llx.journal", run_dir,
@@ -148,14 +147,11 @@ static int open_file(struct journal *j, const char *run_dir, const struct image 
 		    e, -errno,
 		    "%s: cannot open the in-flight journal: %s: is the run directory there and writable?",
 		    j->path, strerror(errno));
-	if (fstat(j->fd, &st) < 0)
-		return err_set(e, -errno, "%s: %s", j->path, strerror(errno));
-	if ((uint64_t)st.st_size < bytes_for(JOURNAL_RECORDS_MIN)) {
-		res = -posix_fallocate(j->fd, 0, (off_t)bytes_for(JOURNAL_RECORDS_MIN));
-		if (res < 0)
-			return err_set(e, res, "%s: no room for the in-flight journal (%zu bytes): %s",
-				       j->path, bytes_for(JOURNAL_RECORDS_MIN), strerror(-res));
-	}
+	/* Also of a file that is there: a hole in it would be a SIGBUS when the tmpfs is full. */
+	res = -posix_fallocate(j->fd, 0, (off_t)bytes_for(JOURNAL_RECORDS_MIN));
+	if (res < 0)
+		return err_set(e, res, "%s: no room for the in-flight journal (%zu bytes): %s", j->path,
+			       bytes_for(JOURNAL_RECORDS_MIN), strerror(-res));
 	return 0;
 }
 
