@@ -1,5 +1,4 @@
-/* HOT PATH: no malloc, no log, no syscall, no lock (but for parents_build and parents_free, which are control
- * path). */
+/* HOT PATH: no malloc, no log, no syscall, no lock. */
 /*
  * The chain of images under one disk: who has these bytes? (The index is built in chain_index.c.)
  *

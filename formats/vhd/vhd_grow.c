@@ -4,13 +4,17 @@
  *
  * A slot is a bitmap sector and the data behind it, data on a 4 KiB boundary. It is offered only when its
  * bitmap is known zero on the medium: a bitmap left there by a commit that a power cut undid, or by the
- * slot's former owner, would vouch for bytes that the new owner never wrote. Where slots come from, in this
- * order: freed    blocks that were discarded, their cleared BAT entry durable gaps     ranges that no BAT
- * entry named at open, slack before the footer included the end  the file is extended by a chunk A grow takes
- * either from the first two or from the end, never from both. From the end: EXTEND; footer at the new end;
- * FLUSH; zero the old footer's sector and what the storage does not promise to be zero; FLUSH; offer Cut
- * anywhere, the file has its footer at the end, or none there and the copy at offset 0. The data area needs
- * no zeroing: bytes behind clear bits are never looked at.
+ * slot's former owner, would vouch for bytes that the new owner never wrote.
+ *
+ * Where slots come from, in this order:
+ * - blocks that were discarded, their cleared BAT entry durable;
+ * - gaps: ranges that no BAT entry named at open, slack before the footer included;
+ * - the end: the file is extended by a chunk.
+ *
+ * A grow takes either from the first two or from the end, never from both. From the end: EXTEND; footer at
+ * the new end; FLUSH; zero the old footer's sector and what the storage does not promise to be zero; FLUSH;
+ * offer. Cut anywhere, the file has its footer at the end, or none there and the copy at offset 0. The data
+ * area needs no zeroing: bytes behind clear bits are never looked at.
  *
  * A freed slot whose data is not on a 4 KiB boundary (made by another program) is left to the next opening,
  * which sees the whole gap around it. Slots are lost for this opening, never offered, when zeroing them

@@ -2,24 +2,25 @@
  * What a VHD leaf has while it is written, private to formats/vhd/'s write half.
  *
  * Three views of every metadata sector:
- *   live      what reads see: changed when a write's data landed
- *   commit    what the running commit writes: changes of its epoch and of those before, nothing later
- *   committed what a finished commit wrote, or what the medium held at open
+ * - live: what reads see; changed when a write's data landed;
+ * - commit: what the running commit writes, changes of its epoch and of those before, nothing later;
+ * - committed: what a finished commit wrote, or what the medium held at open.
+ *
  * Two epochs exist at most: the open one, which writes join, and the one that a commit has closed. They live
  * in epoch[number & 1].
  *
- *   bitmap    live = committed | landed[0] | landed[1]; commit view of an epoch = committed | landed[its
- * parity] BAT       v->bat is live (an allocation shows at once, its bits do not); bat_raw is the commit
- * view; a bitmap object whose `bat` is not BAT_SAME carries the one pending change of its block
+ * A bitmap's live view is committed | landed[0] | landed[1], the commit view of an epoch committed |
+ * landed[its parity]. Of the BAT, v->bat is live (an allocation shows at once, its bits do not) and bat_raw
+ * is the commit view; a bitmap object whose `bat` is not BAT_SAME carries the one pending change of its
+ * block.
  *
  * A commit succeeds or fails as a whole. When it fails, its changes join the open epoch: nothing that a
  * failed write may or may not have put on the medium is ever taken back, so the space it names stays with its
  * block (its quarantine) until the same BAT sector was written successfully.
  *
  * Files: vhd_bitmaps.c (the cache of bitmaps), vhd_write.c (data), vhd_job.c (dispatch), vhd_commit.c,
- * vhd_grow.c (space), vhd_close.c, vhd_prepare.c (memory),
- * vhd_space.c, vhd_begin.c (open for writing), vhd_replay.c. All memory is taken by
- * vhd_write_prepare() and vhd_space_find(): nothing else allocates.
+ * vhd_grow.c (space), vhd_close.c, vhd_prepare.c (memory), vhd_space.c, vhd_begin.c (open for writing),
+ * vhd_replay.c. All memory is taken by vhd_write_prepare() and vhd_space_find(): nothing else allocates.
  */
 #ifndef FORMATS_VHD_VHD_WRITE_H
 #define FORMATS_VHD_VHD_WRITE_H

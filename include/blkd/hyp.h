@@ -7,11 +7,13 @@
  * "unbound" when one side goes.
  *
  * Threads. One struct hyp serves the whole process. The calls are of two classes:
- *   hot      hyp_copy, hyp_notify, hyp_ack, hyp_unmask, hyp_evtchn_fd, hyp_counters: any thread,
- * concurrently, no lock, no allocation; they do not block (sim: a memcpy, or one write or read of an eventfd;
- * xen: one ioctl). control  all others: any thread, may allocate, take a mutex and block for a round trip to
- * the hypervisor. Calls on one hyp_evtchn are the caller's to order (a device thread owns its channels); so
- * are hyp_unmap and hyp_close against copies that still run.
+ * - Hot: hyp_copy, hyp_notify, hyp_ack, hyp_unmask, hyp_evtchn_fd, hyp_counters. Any thread, concurrently, no
+ *   lock, no allocation; they do not block (sim: a memcpy, or one write or read of an eventfd; xen: one
+ *   ioctl).
+ * - Control: all others. Any thread; may allocate, take a mutex and block for a round trip to the hypervisor.
+ *
+ * Calls on one hyp_evtchn are the caller's to order (a device thread owns its channels); so are hyp_unmap and
+ * hyp_close against copies that still run.
  *
  * Errors are negative errno; control calls also fill the struct err, if it is not NULL.
  * Sources: xen/include/public/{grant_table,event_channel}.h; Xen 4.17 common/{grant_table,event_channel}.c.

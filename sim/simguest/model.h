@@ -4,10 +4,10 @@
  * Every write and every trim gets a generation, a number that only grows, when it is issued. A written
  * sector's content is a function of (seed, sector, generation), so whoever reads it can tell which write it
  * came from. Per sector the model keeps
- *
- *   lo     the newest generation that is certain: a write that was answered OK (0: what the disk held before
- * us, the base) hi     the newest generation that was tried trim   the newest generation that was a trim (0:
- * none)
+ * - lo: the newest generation that is certain, a write that was answered OK (0: the base, what the disk held
+ *   before us);
+ * - hi: the newest generation that was tried;
+ * - trim: the newest generation that was a trim (0: none).
  *
  * A read may find: any of our generations in [lo, hi]; the base, if lo is 0; zeros, if trim >= lo and trim is
  * not 0. So an unanswered or failed write means "old or new", a trimmed sector is "what it was, or zero"

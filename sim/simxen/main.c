@@ -6,11 +6,10 @@
  * One thread, one epoll; what it serves lives in its memory and ends with it. It holds DIR/lock while it
  * runs.
  *
- *   main.c     options, directory, signals          verbs.c  the verbs of the store       hyp.c     requests
- * on DIR/hyp loop.c     the event loop                       tree.c   permissions and quotas       grants.c
- * memory and grant tables domain.c   birth and death                      store.c  nodes and transactions
- * evtchn.c  event channels conn.c     connections to the store             watch.c  who is told of what
- * path.c, perms.c
+ * - The process: main.c (options, directory, signals), loop.c (the event loop), domain.c (birth and death).
+ * - The store: conn.c (connections), verbs.c (what they ask), tree.c (permissions and quotas), store.c (nodes
+ *   and transactions), watch.c (who is told of what), path.c, perms.c.
+ * - The hypervisor: hyp.c (requests on DIR/hyp), grants.c (memory and grant tables), evtchn.c (channels).
  */
 #include "sim/simxen/hypside.h"
 #include "sim/simxen/xs.h"
