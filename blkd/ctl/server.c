@@ -16,10 +16,11 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { CONNECTIONS_MAX = 32, LINE_MAX_BYTES = 65536 };
+enum { CONNECTIONS_MAX = 32, LINE_MAX_BYTES = 65536, SEND_TIMEOUT_S = 5 };
 
 /* JSON-RPC 2.0, section 5.1. */
 enum { RPC_PARSE = -32700, RPC_INVALID = -32600, RPC_METHOD = -32601, RPC_PARAMS = -32602 };
@@ -218,6 +219,9 @@ static void take_connection(struct ctl *ctl, int fd)
 	pthread_t thread;
 	bool full;
 
+	/* Who sends and does not read is given up, so that ctl_stop() ends. */
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &(struct timeval){.tv_sec = SEND_TIMEOUT_S},
+		   sizeof(struct timeval));
 	if (!peer_is_allowed(fd)) {
 		log_warn("control: a peer that is neither root nor our user was refused");
 		close(fd);

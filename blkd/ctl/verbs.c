@@ -168,6 +168,10 @@ static json_t *plug_nbd(const struct ctl_host *host, const struct plug *p, struc
 	struct devref *ref;
 	struct err ignored = ERR_INIT;
 
+	if (p->name && strlen(p->name) >= sizeof(name)) {
+		err_set(e, -ENAMETOOLONG, "name: an export's name has at most %zu bytes", sizeof(name) - 1);
+		return NULL;
+	}
 	if (p->name)
 		snprintf(name, sizeof(name), "%s", p->name);
 	else

@@ -82,6 +82,9 @@ static int may_join(const struct devtab_entry *t, const struct devtab_opts *o, s
 {
 	struct list *pos;
 
+	if (o->format && strcmp(o->format, t->format) != 0)
+		return err_set(e, -EINVAL, "%s is being served as %s: it cannot be %s at the same time",
+			       o->path, t->format, o->format);
 	list_for_each (pos, &t->refs) {
 		const struct devref *r = ref_of(pos);
 
