@@ -35,10 +35,11 @@ static uint64_t stride(const struct vhd *v)
 	return (uint64_t)v->block_bytes + VHD_PAGE_BYTES;
 }
 
-/* Slots of one grow: 32 MiB, up to 128 MiB for large files; never more than blocks that could want one. */
+/* Slots of one grow: 32 MiB, up to 128 MiB for large files and where slots ran out before the last grow was
+ * over; never more than blocks that could want one. */
 static unsigned chunk_slots(const struct vhd *v)
 {
-	uint64_t bytes = v->file_bytes / 16;
+	uint64_t bytes = u64_max(v->file_bytes / 16, CHUNK_MIN_BYTES << v->w->space.hurry);
 	uint64_t wanted = v->w->space.n_unallocated > v->w->space.n_ready
 			      ? v->w->space.n_unallocated - v->w->space.n_ready
 			      : 0;
@@ -141,10 +142,13 @@ int vhd_grow_begin(struct vhd *v, struct job *job)
 {
 	struct vhd_space *s = &v->w->space;
 	struct vhd_grow *g = &s->grow;
-	unsigned n = chunk_slots(v);
+	unsigned n;
 
 	if (g->running)
 		return -EBUSY;
+	if (!s->n_ready && CHUNK_MIN_BYTES << s->hurry < CHUNK_MAX_BYTES && v->file_bytes > CHUNK_MIN_BYTES)
+		s->hurry++;
+	n = chunk_slots(v);
 	g->n = 0;
 	g->old_bytes = g->new_bytes = v->file_bytes;
 	if (n && s->n_ready + n <= VHD_READY_MAX) {

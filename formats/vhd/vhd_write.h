@@ -93,6 +93,7 @@ struct vhd_space {
 	uint32_t n_unallocated; /* blocks without a slot, live */
 	uint64_t written_end;	/* beyond file_bytes, a failed grow may have written up to here */
 	bool ragged;		/* a failed grow may have left the file longer than file_bytes */
+	unsigned hurry;		/* chunks are larger by this power of two: slots ran out before */
 	struct vhd_grow grow;
 };
 
