@@ -35,7 +35,7 @@ static void usage(FILE *to)
 
 /* ---- transport ---- */
 
-static int connect_to(const char *path)
+static int connect_once(const char *path)
 {
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
 	int fd;
@@ -52,6 +52,18 @@ static int connect_to(const char *path)
 		close(fd);
 		errno = saved;
 		return -1;
+	}
+	return fd;
+}
+
+/* A daemon that is just being started, or restarted, is waited for: up to a second. */
+static int connect_to(const char *path)
+{
+	int fd = connect_once(path);
+
+	for (int tries = 0; fd < 0 && (errno == ENOENT || errno == ECONNREFUSED) && tries < 20; tries++) {
+		usleep(50000);
+		fd = connect_once(path);
 	}
 	return fd;
 }
