@@ -10,6 +10,9 @@
  * anything else is decided, because free space is what neither the BAT nor a record names
  *   4. begin_writing: trailing footer, free space, open generation
  *
+ * For reading: refused while the journal has records, of the leaf or of a parent; who only reads cannot see
+ * what they say.
+ *
  * Parents are opened once per process and shared: the registry below. Its lock guards a list; a second one
  * serialises the opening of parents, so that two disks that open at once do not open one parent twice.
  * Control path only.
@@ -44,10 +47,21 @@ struct index_entry { /* an owner index, shared by the children of index->img[0] 
 	struct parents *index;
 };
 
+struct writer_entry { /* a leaf that is open for writing */
+	struct list link;
+	const struct backing *file;
+};
+
 static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t opening_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct list parents_open = {&parents_open, &parents_open};
 static struct list indexes = {&indexes, &indexes};
+static struct list writers = {&writers, &writers};
+
+static bool same_file(const struct backing *a, const struct backing *b)
+{
+	return a->dev_id == b->dev_id && a->ino == b->ino && a->ops == b->ops;
+}
 
 static bool stat_of(const struct backing *b, struct timespec *mtime, off_t *size)
 {
@@ -78,8 +92,7 @@ static struct image *registry_get(void *ctx, const struct backing *b)
 	list_for_each (pos, &parents_open) {
 		struct parent_entry *p = container_of(pos, struct parent_entry, link);
 
-		if (p->img->file->dev_id != b->dev_id || p->img->file->ino != b->ino ||
-		    p->img->file->ops != b->ops)
+		if (!same_file(p->img->file, b))
 			continue;
 		if (p->size != size || p->mtime.tv_sec != mtime.tv_sec || p->mtime.tv_nsec != mtime.tv_nsec) {
 			log_warn("%s: was changed while it is open as a parent: disks that have it open may "
@@ -137,6 +150,73 @@ static void registry_put(void *ctx, struct image *img)
 	if (cache)
 		cache_forget(cache, img->serial);
 	img->ops->close(img);
+}
+
+/* A file is written by this process or a parent in it, never both: the one who comes second, by the order of
+ * the lock, is refused. */
+static int writer_add(struct disk *disk, struct err *e)
+{
+	struct writer_entry *w = calloc(1, sizeof(*w));
+	bool is_parent = false;
+	struct list *pos;
+
+	if (!w)
+		return err_set(e, -ENOMEM, "no memory to open %s", disk->path);
+	w->file = disk->chain.leaf->file;
+	pthread_mutex_lock(&registry_lock);
+	list_for_each (pos, &parents_open)
+		is_parent |= same_file(container_of(pos, struct parent_entry, link)->img->file, w->file);
+	if (!is_parent)
+		list_add_tail(&writers, &w->link);
+	pthread_mutex_unlock(&registry_lock);
+	if (!is_parent)
+		return 0;
+	free(w);
+	return err_set(
+	    e, -EBUSY,
+	    "%s: is open here as the parent of another disk: it is never written; make a clone of it "
+	    "(`blkimg snapshot`)",
+	    disk->path);
+}
+
+static void writer_del(const struct disk *disk)
+{
+	struct writer_entry *gone = NULL;
+	struct list *pos;
+
+	pthread_mutex_lock(&registry_lock);
+	list_for_each (pos, &writers) {
+		struct writer_entry *w = container_of(pos, struct writer_entry, link);
+
+		if (w->file == disk->chain.leaf->file)
+			gone = w;
+	}
+	if (gone)
+		list_del(&gone->link);
+	pthread_mutex_unlock(&registry_lock);
+	free(gone);
+}
+
+/* May these images be read for ever? Not while one is written, nor without what a killed writer left. */
+static int check_parents(const struct disk *disk, const char *run_dir, struct image *const *img, unsigned n,
+			 struct err *e)
+{
+	const struct image *written = NULL;
+	struct list *pos;
+	int res = 0;
+
+	pthread_mutex_lock(&registry_lock);
+	list_for_each (pos, &writers)
+		for (unsigned i = 0; i < n; i++)
+			if (same_file(container_of(pos, struct writer_entry, link)->file, img[i]->file))
+				written = img[i];
+	pthread_mutex_unlock(&registry_lock);
+	if (written)
+		return err_set(e, -EBUSY, "%s: its parent %s is being written", disk->path,
+			       written->file->path);
+	for (unsigned i = 0; i < n && res == 0; i++)
+		res = journal_check(run_dir, img[i], e);
+	return res;
 }
 
 /* An index over exactly these images, counted; takes the caller's counts of the images over into it, or gives
@@ -213,6 +293,11 @@ static int open_parents(struct disk *disk, const struct disk_opts *opts, const s
 		return err_set(e, -ENOMEM, "no memory for the chain of %s", opts->path);
 	pthread_mutex_lock(&opening_lock);
 	res = chain_open_parents(disk->chain.leaf, opener, &share, img, &n, e);
+	if (res == 0)
+		res = check_parents(disk, opts->run_dir, img, n, e);
+	if (res < 0)
+		while (n)
+			registry_put(opts->cache, img[--n]);
 	if (res == 0 && n)
 		res = index_get(img, n, opts->cache, &disk->chain.parents, e);
 	pthread_mutex_unlock(&opening_lock);
@@ -292,22 +377,22 @@ static int begin(struct disk *disk, const struct disk_opts *opts, struct err *e)
 
 	if (res < 0)
 		return res;
-	if (journal_poisoned(disk->journal)) {
-		if (!opts->poison_clear)
-			return err_set(e, -EIO,
-				       "%s: a flush of this image failed earlier, what the storage lost "
-				       "cannot be known: check it (`blkimg "
-				       "check`) and open it again with the poison cleared",
-				       disk->path);
-		journal_unpoison(disk->journal);
-	}
+	if (journal_poisoned(disk->journal) && !opts->poison_clear)
+		return err_set(e, -EIO,
+			       "%s: a flush of this image failed earlier, what the storage lost "
+			       "cannot be known: check it (`blkimg "
+			       "check`) and open it again with the poison cleared",
+			       disk->path);
 	res = replay_records(disk, e);
 	if (res == 0)
 		res = leaf->ops->begin_writing(leaf, e);
+	if (leaf->poisoned)
+		journal_poison(disk->journal);
 	if (res == 0)
 		res = check_file_end(disk, e);
 	if (res < 0)
 		return res;
+	journal_unpoison(disk->journal);
 	journal_set_generation(disk->journal, leaf->ops->generation(leaf));
 	journal_set_guest_flushed(disk->journal, false);
 	disk->has_records_home = opts->run_dir && (leaf->ops->generation(leaf) || !leaf->ops->dirty_replay);
@@ -337,9 +422,9 @@ static int open_for_writing(struct disk *disk, const struct disk_opts *opts, str
 			       "clone of it (`blkimg snapshot`)",
 			       disk->path);
 	res = b->fd >= 0 ? disk_check_not_parent(disk->chain.leaf, disk->path, e) : 0;
-	if (res < 0)
-		return res;
-	return begin(disk, opts, e);
+	if (res == 0)
+		res = writer_add(disk, e);
+	return res < 0 ? res : begin(disk, opts, e);
 }
 
 int disk_open(const struct disk_opts *opts, struct disk **out, struct err *e)
@@ -355,8 +440,9 @@ int disk_open(const struct disk_opts *opts, struct disk **out, struct err *e)
 	}
 	disk->cache = opts->cache;
 	res = image_open_path(opener, opts->path, flags, opts->format, &disk->chain.leaf, e);
-	if (res == 0 && opts->writable)
-		res = open_for_writing(disk, opts, e);
+	if (res == 0)
+		res = opts->writable ? open_for_writing(disk, opts, e)
+				     : journal_check(opts->run_dir, disk->chain.leaf, e);
 	if (res == 0 && disk->chain.leaf->notes[0])
 		log_warn("%s: %s", disk->path, disk->chain.leaf->notes);
 	if (res == 0)
@@ -374,8 +460,10 @@ static void release(struct disk *disk)
 {
 	if (disk->chain.parents)
 		index_put(disk->chain.parents, disk->cache);
-	if (disk->chain.leaf)
+	if (disk->chain.leaf) {
+		writer_del(disk);
 		disk->chain.leaf->ops->close(disk->chain.leaf);
+	}
 	free(disk->path);
 	free(disk);
 }
@@ -407,6 +495,8 @@ int disk_finish(struct disk *disk, struct err *e)
 		journal_clear(disk->journal);
 		res = image_run_job(disk->chain.leaf, JOB_CLOSE, e);
 	}
+	if (disk->chain.leaf->poisoned)
+		journal_poison(disk->journal);
 	if (res < 0)
 		err_prefix(e, "%s", disk->path);
 	return res;

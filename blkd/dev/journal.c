@@ -135,12 +135,17 @@ static int copy_earlier(struct journal *j)
 	return 0;
 }
 
+static void path_of(struct journal *j, const char *run_dir, const struct image *leaf)
+{
+	snprintf(j->path, sizeof(j->path), "%s/disk-%llx-%llx.journal", run_dir,
+		 (unsigned long long)leaf->file->dev_id, (unsigned long long)leaf->file->ino);
+}
+
 static int open_file(struct journal *j, const char *run_dir, const struct image *leaf, struct err *e)
 {
 	int res;
 
-	snprintf(j->path, sizeof(j->path), "%s/disk-%llx-%llx.journal", run_dir,
-		 (unsigned long long)leaf->file->dev_id, (unsigned long long)leaf->file->ino);
+	path_of(j, run_dir, leaf);
 	j->fd = open(j->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (j->fd < 0)
 		return err_set(
@@ -197,6 +202,55 @@ int journal_open(const char *run_dir, const struct image *leaf, struct journal *
 	return 0;
 fail:
 	journal_abandon(j);
+	return res;
+}
+
+/* Judges the header of the file that is there; nothing is changed. */
+static int check_file(struct journal *j, const struct image *img, struct err *e)
+{
+	union {
+		struct disk_header header;
+		unsigned char bytes[HEADER_BYTES];
+	} page = {.bytes = {0}};
+	char boot_id[BOOT_ID_BYTES];
+	const struct ring *r;
+	struct stat st;
+	int res;
+
+	if (fstat(j->fd, &st) < 0 || pread(j->fd, page.bytes, sizeof(page), 0) < 0)
+		return err_set(e, -EIO, "%s: cannot read the in-flight journal: %s", j->path,
+			       strerror(errno));
+	j->hdr = &page.header;
+	read_boot_id(boot_id);
+	res = header_judge(j, img, boot_id, (uint64_t)st.st_size, e);
+	r = live_ring(j);
+	if (res == 1 && r->head != r->tail)
+		res =
+		    err_set(e, -EBUSY,
+			    "%s: %u metadata changes of answered writes are in its journal (%s) only: it is "
+			    "being written, or its writer was killed: then an open for writing puts them "
+			    "into the image",
+			    img->file->path, r->tail - r->head, j->path);
+	j->hdr = NULL;
+	return res < 0 ? res : 0;
+}
+
+int journal_check(const char *run_dir, const struct image *img, struct err *e)
+{
+	struct journal j = {.fd = -1};
+	int res;
+
+	if (!run_dir)
+		return 0;
+	path_of(&j, run_dir, img);
+	j.fd = open(j.path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	if (j.fd < 0)
+		return errno == ENOENT || errno == ENOTDIR
+			   ? 0
+			   : err_set(e, -EIO, "%s: cannot open the in-flight journal: %s", j.path,
+				     strerror(errno));
+	res = check_file(&j, img, e);
+	close(j.fd);
 	return res;
 }
 

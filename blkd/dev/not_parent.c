@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -68,7 +69,7 @@ static bool read_head(int dir, const char *name, unsigned char *head, size_t len
 	return ok;
 }
 
-int disk_check_not_parent(const struct image *img, const char *path, struct err *e)
+static int check_directory(const struct image *img, const char *path, struct err *e)
 {
 	unsigned char head[VHD_FOOTER_BYTES + VHD_HEADER_BYTES];
 	const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
@@ -94,5 +95,16 @@ int disk_check_not_parent(const struct image *img, const char *path, struct err 
 				      path, slash ? dir_name : "", ent->d_name);
 	}
 	closedir(dir);
+	return res;
+}
+
+int disk_check_not_parent(const struct image *img, const char *path, struct err *e)
+{
+	char real[PATH_MAX];
+	int res = check_directory(img, path, e);
+
+	/* Behind a link, children stand beside the file itself. */
+	if (res == 0 && realpath(path, real) && strcmp(real, path) != 0)
+		res = check_directory(img, real, e);
 	return res;
 }

@@ -33,6 +33,9 @@ struct journal;
  * written by an unknown layout version. run_dir NULL: memory only, for engines and tests without a run
  * directory (then records die with the process). */
 int journal_open(const char *run_dir, const struct image *leaf, struct journal **, struct err *);
+/* May the image be read as it is? -EBUSY and a sentence: answered writes are in its journal only, so they
+ * must be replayed by an open for writing first. run_dir NULL: yes. */
+int journal_check(const char *run_dir, const struct image *, struct err *);
 /* Unmaps; removes the file when clean (nothing recorded, not poisoned). */
 void journal_close(struct journal *);
 /* Unmaps and leaves the file as it is, as a killed process does. */
