@@ -69,6 +69,8 @@ static struct vref_bytes leaf_now(const struct look *l)
 
 static bool allowed(struct look *l, const uint64_t *word, const char *when)
 {
+	char order[200];
+
 	for (size_t i = 0; i < l->n; i++) {
 		char may[300];
 
@@ -78,6 +80,8 @@ static bool allowed(struct look *l, const uint64_t *word, const char *when)
 		return wrong(l, "%s: sector %llu reads %#llx, may be %s", when, (unsigned long long)l->lba[i],
 			     (unsigned long long)word[i], may);
 	}
+	if (!oracle_ordered(l->c->oracle, l->c->kind, word, order, sizeof(order)))
+		return wrong(l, "%s: %s", when, order);
 	return true;
 }
 

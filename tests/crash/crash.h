@@ -139,9 +139,10 @@ void run_dir_put(const struct crash_host *, const struct journal_file *);
 /* What is in the run directory now. Returns whether there is a file. */
 bool run_dir_get(const struct crash_host *, struct journal_file *);
 
-#define N_DIRECTED                                                                                           \
-	54u /* a metadata write fails, then the guest writes the same place again: on every small tree */
-#define N_SEQUENCES	1110u /* of 1, 2 and 3 operations out of ten */
+#define N_REWRITES 54u /* a metadata write fails, then the guest writes the same place again */
+#define N_BARRIERS 27u /* a barrier in the middle of others; both kinds on every small tree */
+#define N_DIRECTED (N_REWRITES + N_BARRIERS)
+#define N_SEQUENCES (11u + 11u * 11u + 11u * 11u * 11u) /* of 1, 2 and 3 operations out of eleven */
 #define N_RANDOM	222u  /* long ones */
 #define ROUND_WORKLOADS (N_DIRECTED + N_SEQUENCES + N_RANDOM)
 
@@ -161,6 +162,8 @@ void oracle_advance(struct oracle *, unsigned n_marks); /* forwards */
 /* May the sector hold this word, after a power cut or after a kill? */
 bool oracle_allows(const struct oracle *, enum model_kind, uint64_t lba, uint64_t word);
 void oracle_describe(const struct oracle *, enum model_kind, uint64_t lba, char *text, size_t n);
+/* Whatever of a barrier, or of what was asked behind it, is there: then all that was answered before it is. */
+bool oracle_ordered(const struct oracle *, enum model_kind, const uint64_t *word, char *why, size_t n);
 uint64_t oracle_version(const struct oracle *); /* changes with what is allowed */
 
 /* The sectors that a check of this run looks at: all of a small disk, else those near what was written and a

@@ -6,6 +6,9 @@
  * there, exactly; after a power cut, only what a later flush, or the mode, promised. A write adds its word
  * when it is submitted. Words that came before the newest one that is promised go. A TRIM adds zero and
  * promises nothing.
+ *
+ * A barrier also orders: it begins when all before it were answered and are durable, and nothing behind it
+ * begins before it was answered. So words of it, or of what came behind it, tell of what else must be there.
  */
 #include "tests/crash/crash.h"
 
@@ -30,6 +33,7 @@ struct oracle {
 	const struct run *run;
 	unsigned n_marks;
 	unsigned submitted_at[MAX_REQS]; /* mark number + 1 */
+	bool answered[MAX_REQS];
 	struct view *view[2];		 /* per enum model_kind and sector of the disk */
 	uint64_t *sectors;
 	size_t n_sectors;
@@ -149,9 +153,10 @@ static void answered(struct oracle *o, const struct mark *m, unsigned at)
 		answer_sector(&o->view[MODEL_KILL][o->slot[lba]], r, m, at, ok);
 		answer_sector(&o->view[MODEL_POWER_CUT][o->slot[lba]], r, m, at, ok && m->durable);
 	}
-	/* A flush covers what was answered before it was consumed. */
+	o->answered[m->req] = true;
+	/* A flush covers what was answered before it was consumed; a barrier all that was asked before it. */
 	if (ok && (r->op == BLK_FLUSH || r->op == BLK_BARRIER))
-		promise_all(o, o->submitted_at[m->req]);
+		promise_all(o, r->op == BLK_BARRIER ? at : o->submitted_at[m->req]);
 }
 
 void oracle_advance(struct oracle *o, unsigned n_marks)
@@ -178,6 +183,57 @@ bool oracle_allows(const struct oracle *o, enum model_kind kind, uint64_t lba, u
 		if (v->c[i].word == word)
 			return true;
 	return false;
+}
+
+/* The barrier that is under way: asked and not answered, none before it so. -1: none. */
+static int open_barrier(const struct oracle *o)
+{
+	for (unsigned i = 0; i < o->run->n_req; i++)
+		if (o->run->req[i].op == BLK_BARRIER && o->submitted_at[i] && !o->answered[i])
+			return (int)i;
+	return -1;
+}
+
+/* May the word be there if all that was answered to requests before `barrier` is? */
+static bool allowed_behind(const struct view *v, uint64_t word, unsigned barrier)
+{
+	unsigned newest = 0;
+
+	for (unsigned i = 0; i < v->n; i++)
+		if (v->c[i].firm && v->c[i].req <= barrier && v->c[i].answered > newest)
+			newest = v->c[i].answered;
+	for (unsigned i = 0; i < v->n; i++)
+		if (v->c[i].word == word && (!v->c[i].answered || v->c[i].answered >= newest))
+			return true;
+	return false;
+}
+
+bool oracle_ordered(const struct oracle *o, enum model_kind kind, const uint64_t *word, char *why, size_t n)
+{
+	int barrier = open_barrier(o);
+	unsigned latest = 0; /* request + 1 */
+
+	if (barrier < 0)
+		return true;
+	for (size_t i = 0; i < o->n_sectors; i++) {
+		unsigned id = (uint16_t)(word[i] >> 32);
+
+		if (word[i] == word_of(id, o->sectors[i]) && id <= o->run->n_req && id > latest)
+			latest = id;
+	}
+	if (latest > (unsigned)barrier + 1) {
+		snprintf(why, n, "request %u is there, and barrier %d before it is not answered", latest - 1,
+			 barrier);
+		return false;
+	}
+	for (size_t i = 0; latest == (unsigned)barrier + 1 && i < o->n_sectors; i++)
+		if (!allowed_behind(&o->view[kind][i], word[i], (unsigned)barrier)) {
+			snprintf(why, n, "data of barrier %d is there, and sector %llu reads %#llx, older than what was "
+				 "answered before it", barrier, (unsigned long long)o->sectors[i],
+				 (unsigned long long)word[i]);
+			return false;
+		}
+	return true;
 }
 
 void oracle_describe(const struct oracle *o, enum model_kind kind, uint64_t lba, char *text, size_t n)

@@ -1,7 +1,7 @@
 /*
  * Workloads: what a guest does, and the run of it on the real device thread over the replay engine, recorded.
  *
- * Ten operations make all sequences of length one to three; where they touch the disk (first sector of a
+ * Eleven operations make all sequences of length one to three; where they touch the disk (first sector of a
  * block, its end, across two blocks, below 4 KiB, the same place again or another) and on which tree follows
  * from the workload's number. Long random ones follow. A run keeps the log, a mark for each request and
  * answer, and the journal's file as it was at each of these moments.
@@ -31,10 +31,13 @@ enum verb {
 	V_TRIM_BLOCK,
 	V_ZERO,
 	V_REOPEN,
+	V_BARRIER,
 	VERBS
 };
-static const char *const verb_name[VERBS] = {"new", "overwrite", "span",       "unaligned", "flush",
-					     "fua", "trim-part", "trim-block", "zero",	    "reopen"};
+static const char *const verb_name[VERBS] = {
+    "new",	 "overwrite",  "span", "unaligned", "flush",   "fua",
+    "trim-part", "trim-block", "zero", "reopen",    "barrier",
+};
 
 /* ---- host ---- */
 
@@ -200,6 +203,10 @@ static void plan_verb(struct run *r, const struct tree_cfg *c, enum verb v, uint
 	case V_REOPEN:
 		push(r, BLK_FLUSH, 0, 0)->reopen = true;
 		break;
+	case V_BARRIER: /* one in four has no data: a flush that nothing overtakes */
+		place(c, block, shape[sh].at, s & 0x300 ? shape[sh].n : 0, &lba, &n);
+		push(r, BLK_BARRIER, lba, n);
+		break;
 	case VERBS:
 		break;
 	}
@@ -255,16 +262,29 @@ static void plan_fault(struct run *r, uint64_t *rng)
 	}
 }
 
+/* A barrier in the middle of writes that all are on offer at once: what came before it may still be in flight
+ * when it is fetched, what comes after it must not be begun. */
+static const unsigned barrier_verbs[N_BARRIERS / 9][5] = {
+    {V_NEW, V_NEW, V_BARRIER, V_NEW, V_OVER},
+    {V_OVER, V_SPAN, V_BARRIER, V_UNALIGNED, V_FLUSH},
+    {V_NEW, V_BARRIER, V_OVER, V_BARRIER, V_ZERO},
+};
+
 /* The operations of number k of a round. Returns how many. */
 static unsigned pick_verbs(uint64_t k, uint64_t *rng, unsigned verbs[MAX_REQS])
 {
 	unsigned n = 0, i = (unsigned)k, len;
 
-	if (i < N_DIRECTED) {
+	if (i < N_REWRITES) {
 		verbs[0] = verbs[1] = i / 27 ? V_OVER : V_NEW;
 		return 2;
 	}
-	i -= N_DIRECTED;
+	i -= N_REWRITES;
+	if (i < N_BARRIERS) {
+		memcpy(verbs, barrier_verbs[i / 9], sizeof(barrier_verbs[0]));
+		return sizeof(barrier_verbs[0]) / sizeof(barrier_verbs[0][0]);
+	}
+	i -= N_BARRIERS;
 	if (i < VERBS) {
 		verbs[0] = i;
 		return 1;
@@ -313,7 +333,7 @@ void workload_plan(uint64_t seed, uint64_t w, struct run *r, const struct tree_c
 	r->n_req = 0;
 	r->together = crash_rnd(&rng) & 1;
 	same = k < N_DIRECTED + N_SEQUENCES && crash_rnd(&rng) & 1;
-	if (k < N_DIRECTED) {
+	if (k < N_REWRITES) {
 		r->fault_op = IO_WRITE;
 		r->fault_what = FAULT_METADATA;
 		r->fault.kind = REPLAY_FAIL;
@@ -321,6 +341,10 @@ void workload_plan(uint64_t seed, uint64_t w, struct run *r, const struct tree_c
 		r->fault.nth = 1 + (unsigned)(k / 9 % 3);
 		r->together = false;
 		same = true;
+	} else if (k < N_DIRECTED) {
+		r->fault.nth = 0;
+		r->together = true;
+		same = false;
 	}
 	at = (size_t)snprintf(text, n, "%s%s%s", (*cfg)->name, r->together ? " at-once" : "",
 			      same ? " same-block" : "");
@@ -411,7 +435,7 @@ static unsigned guest_fetch(struct transport *t, struct blkreq **reqs, unsigned 
 				     .fua = q->fua,
 				     .off_bytes = q->lba * 512,
 				     .len_bytes = q->n * 512};
-		if (q->op == BLK_WRITE) {
+		if (q->op == BLK_WRITE || (q->op == BLK_BARRIER && q->n)) {
 			if (!dev_buf_get(g->dev, t, b->len_bytes, &b->buf))
 				break;
 			for (uint64_t i = 0; i < q->n; i++)
