@@ -126,7 +126,7 @@ static void one_case(const struct scenario *s, const struct kind *k, struct aim 
 		if (aim->hit && !aim->flush_hit && aim->nth % 2) {
 			life_again(&life);
 			life_read_all(&life);
-			LIFE_REQUIRE(&life, rig_do(&life.rig, BLK_FLUSH, 0, 0, NULL) == 0);
+			LIFE_REQUIRE(&life, life_do(&life, BLK_FLUSH, 0, 0, NULL) == 0);
 		}
 		res = dev_destroy(life.rig.dev, &e);
 		LIFE_REQUIRE(&life, res == 0 || (aim->hit && e.text[0]));
