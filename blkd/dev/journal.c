@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 enum { JOURNAL_VERSION = 1, HEADER_BYTES = 4096, BOOT_ID_BYTES = 40 };
@@ -76,6 +77,13 @@ static void read_boot_id(char out[BOOT_ID_BYTES])
 	memset(out + (n < 0 ? 0 : n), 0, BOOT_ID_BYTES - (n < 0 ? 0 : (size_t)n));
 }
 
+/* The file system's number as part of a file's identity. Those of NFS and btrfs (major 0) change with each
+ * mount: there uuid and inode must do. */
+static uint64_t device_of(const struct image *leaf)
+{
+	return major(leaf->file->dev_id) ? leaf->file->dev_id : 0;
+}
+
 static void header_init(struct journal *j, const struct image *leaf, const char *boot_id)
 {
 	struct disk_header *h = j->hdr;
@@ -84,7 +92,7 @@ static void header_init(struct journal *j, const struct image *leaf, const char 
 	h->version = JOURNAL_VERSION;
 	h->ring[0].room = JOURNAL_RECORDS_MIN;
 	memcpy(h->boot_id, boot_id, BOOT_ID_BYTES);
-	h->dev_id = leaf->file->dev_id;
+	h->dev_id = device_of(leaf);
 	h->ino = leaf->file->ino;
 	memcpy(h->uuid, leaf->uuid, sizeof(h->uuid));
 	__atomic_thread_fence(__ATOMIC_RELEASE);
@@ -107,7 +115,7 @@ static int header_judge(const struct journal *j, const struct image *leaf, const
 			       "that wrote it open the disk once, or "
 			       "remove the file if the disk may lose its last unflushed writes",
 			       j->path, h->version, JOURNAL_VERSION);
-	if (memcmp(h->boot_id, boot_id, BOOT_ID_BYTES) != 0 || h->dev_id != (uint64_t)leaf->file->dev_id ||
+	if (memcmp(h->boot_id, boot_id, BOOT_ID_BYTES) != 0 || h->dev_id != device_of(leaf) ||
 	    h->ino != (uint64_t)leaf->file->ino || memcmp(h->uuid, leaf->uuid, sizeof(h->uuid)) != 0)
 		return 0;
 	if (h->live > 1 || r->room < JOURNAL_RECORDS_MIN || r->room > JOURNAL_RECORDS_MAX ||
@@ -137,8 +145,11 @@ static int copy_earlier(struct journal *j)
 
 static void path_of(struct journal *j, const char *run_dir, const struct image *leaf)
 {
-	snprintf(j->path, sizeof(j->path), "%s/disk-%llx-%llx.journal", run_dir,
-		 (unsigned long long)leaf->file->dev_id, (unsigned long long)leaf->file->ino);
+	char uuid[37];
+
+	uuid_text(leaf->uuid, uuid);
+	snprintf(j->path, sizeof(j->path), "%s/disk-%s-%llx-%llx.journal", run_dir, uuid,
+		 (unsigned long long)device_of(leaf), (unsigned long long)leaf->file->ino);
 }
 
 static int open_file(struct journal *j, const char *run_dir, const struct image *leaf, struct err *e)
