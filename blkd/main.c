@@ -164,8 +164,8 @@ static int start(struct host *h, struct err *e)
 		return res;
 	snprintf(h->nbd_path, sizeof(h->nbd_path), "%s/nbd.sock", c->run_dir);
 	snprintf(h->ctl_path, sizeof(h->ctl_path), "%s/ctl.sock", c->run_dir);
-	/* The control socket is bound last but one: who holds it holds the run directory. A second blkd is
-	 * refused by the NBD socket. */
+	/* The NBD socket first: it refuses a second blkd in this run directory. The control socket last: who
+	 * gets an answer there finds all started. */
 	res = nbd_server_start(h->nbd_path, &c->nbd, e);
 	if (res == 0)
 		res = start_hyp(h, (unsigned)idle_ms, e);
