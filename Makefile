@@ -19,7 +19,7 @@ Q       := $(if $(V),,@)
 
 DEPS := gcc make pkg-config clang clang-format clang-tidy libclang-rt-14-dev cppcheck liburing-dev libaio-dev libjansson-dev uuid-dev \
 	libxen-dev libcmocka-dev xenstore-utils fio qemu-utils nbdkit libnbd-bin libnbd-dev python3 python3-libnbd libvhdi-dev libvhdi-utils \
-	mmdebstrap e2fsprogs iproute2 procps git
+	mmdebstrap fakeroot uidmap e2fsprogs iproute2 procps git
 
 WARN := -Wall -Wextra -Wshadow -Wvla -Wundef -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition -Wpointer-arith \
 	-Wcast-qual -Wcast-align -Wwrite-strings -Wformat=2 -Wimplicit-fallthrough -Wswitch-enum -Wnull-dereference \
