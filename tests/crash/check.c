@@ -14,7 +14,6 @@
 struct look { /* one state under judgement */
 	const struct check_ctx *c;
 	struct replay *medium;
-	int leaf;
 	uint64_t *word; /* per sector looked at: what it reads */
 	const uint64_t *lba;
 	size_t n;
@@ -62,9 +61,9 @@ static bool vref_words(struct look *l, const struct vref_bytes *leaf, enum vref_
 static struct vref_bytes leaf_now(const struct look *l)
 {
 	size_t n;
-	const uint8_t *const *pages = replay_file_pages(l->medium, l->leaf, &n);
+	const uint8_t *const *pages = replay_file_pages(l->medium, 0, &n);
 
-	return (struct vref_bytes){replay_file_size(l->medium, l->leaf), pages};
+	return (struct vref_bytes){replay_file_size(l->medium, 0), pages};
 }
 
 static bool allowed(struct look *l, const uint64_t *word, const char *when)
@@ -200,21 +199,21 @@ static bool probe(struct look *l, struct disk *disk)
 
 /* ---- the parts together ---- */
 
-static void medium_make(struct look *l, struct mstate *s)
+struct replay *state_medium(const struct check_ctx *c, struct mstate *s)
 {
-	const struct tree *t = l->c->run->tree;
+	const struct tree *t = c->run->tree;
+	struct replay *medium = crash_need(replay_create(c->seed));
 
-	l->medium = crash_need(replay_create(l->c->seed));
-	replay_record(l->medium, l->c->record);
+	replay_record(medium, c->record);
 	for (unsigned i = 0; i < t->depth; i++) {
 		struct backing_traits tr = t->cfg->traits;
 
 		tr.fixed_size = tr.fixed_size && !i;
-		replay_set_traits(l->medium, &tr);
-		replay_file_add(l->medium, t->path[i], i ? t->file_size[i] : s->file[0].size,
+		replay_set_traits(medium, &tr);
+		replay_file_add(medium, t->path[i], i ? t->file_size[i] : s->file[0].size,
 				i ? t->pages[i] : mstate_pages(s, 0));
 	}
-	l->leaf = 0;
+	return medium;
 }
 
 struct recorder {
@@ -327,7 +326,7 @@ static bool stale_journal(struct look *l, struct mstate *s)
 	struct disk *disk;
 	bool ok = true;
 
-	medium_make(l, s);
+	l->medium = state_medium(l->c, s);
 	replay_record(l->medium, false);
 	o.opener = replay_opener(l->medium);
 	if (disk_open(&o, &disk, &e)) {
@@ -365,7 +364,7 @@ bool check_state(const struct check_ctx *c, struct mstate *s, struct recovery *r
 		free(l.word);
 		return false;
 	}
-	medium_make(&l, s);
+	l.medium = state_medium(c, s);
 	ok = look_at(&l, s, rec);
 	free(l.word);
 	if (!ok)

@@ -112,8 +112,10 @@ struct run {
 	enum {
 		FAULT_ANY,
 		FAULT_METADATA,
-		FAULT_DATA
-	} fault_what; /* of writes; metadata: 512 bytes, after the guest's first data */
+		FAULT_DATA,
+		FAULT_ZEROING
+	} fault_what; /* of writes; metadata: 512 bytes, after the guest's first data; zeroing: 512 zero bytes
+		       */
 	bool data_seen;
 	struct mark *mark;
 	unsigned n_marks, cap_marks;
@@ -139,11 +141,12 @@ void run_dir_put(const struct crash_host *, const struct journal_file *);
 /* What is in the run directory now. Returns whether there is a file. */
 bool run_dir_get(const struct crash_host *, struct journal_file *);
 
-#define N_REWRITES 54u /* a metadata write fails, then the guest writes the same place again */
-#define N_BARRIERS 27u /* a barrier in the middle of others; both kinds on every small tree */
-#define N_DIRECTED (N_REWRITES + N_BARRIERS)
-#define N_SEQUENCES (11u + 11u * 11u + 11u * 11u * 11u) /* of 1, 2 and 3 operations out of eleven */
-#define N_RANDOM	222u  /* long ones */
+#define N_REWRITES	54u /* a metadata write fails, then the guest writes the same place again */
+#define N_BARRIERS	27u /* a barrier in the middle of others; both kinds on every small tree */
+#define N_REUSES	9u  /* slots of discarded blocks are wanted at once; on every small tree */
+#define N_DIRECTED	(N_REWRITES + N_BARRIERS + N_REUSES)
+#define N_SEQUENCES	(11u + 11u * 11u + 11u * 11u * 11u) /* of 1, 2 and 3 operations out of eleven */
+#define N_RANDOM	222u				    /* long ones */
 #define ROUND_WORKLOADS (N_DIRECTED + N_SEQUENCES + N_RANDOM)
 
 /* Number w of a seed's workloads, which come in rounds. text: the plan in words. */
@@ -162,7 +165,8 @@ void oracle_advance(struct oracle *, unsigned n_marks); /* forwards */
 /* May the sector hold this word, after a power cut or after a kill? */
 bool oracle_allows(const struct oracle *, enum model_kind, uint64_t lba, uint64_t word);
 void oracle_describe(const struct oracle *, enum model_kind, uint64_t lba, char *text, size_t n);
-/* Whatever of a barrier, or of what was asked behind it, is there: then all that was answered before it is. */
+/* Whatever of a barrier, or of what was asked behind it, is there: then all that was answered before it is.
+ */
 bool oracle_ordered(const struct oracle *, enum model_kind, const uint64_t *word, char *why, size_t n);
 uint64_t oracle_version(const struct oracle *); /* changes with what is allowed */
 
@@ -193,18 +197,35 @@ struct recovery { /* the opening of a state, recorded */
 	unsigned n_journals;
 };
 
+/* The state's files on a medium of their own. The caller destroys it when nothing of it is open. */
+struct replay *state_medium(const struct check_ctx *, struct mstate *);
 /* Opens the state, looks at everything, uses it, closes it. false: why says what is wrong, where. */
 bool check_state(const struct check_ctx *, struct mstate *, struct recovery *, char *why, size_t n);
 void recovery_free(struct recovery *);
+
+/* ---- export.c ---- */
+
+struct exporter;
+
+/* DIR exists; DIR/manifest is made, or written to where it is (a pipe). Dies with a message where it cannot.
+ */
+struct exporter *export_begin(const char *dir);
+void export_end(struct exporter *);
+/* Can other programs read the tree at all? */
+bool export_wants(const struct tree_cfg *);
+/* Writes the state as it is, where it has a trailing footer, and as blkd's opening and closing leave it.
+ * false: why says what went wrong. */
+bool export_state(struct exporter *, const struct check_ctx *, struct mstate *, char *why, size_t n);
 
 /* ---- explore.c ---- */
 
 struct explore_opts {
 	uint64_t seed;
-	uint64_t budget;    /* states of one workload */
-	unsigned nested_of; /* every so many states, the recovery is cut too */
-	int64_t only_state; /* check this one and tell, or -1 */
-	int mutant;	    /* of the log (enum log_mutant); 0: none */
+	uint64_t budget;	   /* states of one workload */
+	unsigned nested_of;	   /* every so many states, the recovery is cut too */
+	int64_t only_state;	   /* check this one and tell, or -1 */
+	int mutant;		   /* of the log (enum log_mutant); 0: none */
+	struct exporter *exporter; /* states are handed to it, not judged; NULL: none */
 	bool verbose;
 };
 

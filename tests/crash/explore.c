@@ -144,10 +144,16 @@ static bool judge(struct explorer *x, enum model_kind kind, const struct journal
 	char why[600], where[64];
 
 	c.seed = h;
-	c.record = again;
+	c.record = again && !x->o->exporter;
 	x->res->states++;
 	x->res->nested += level > 0;
 	x->res->kills += kind == MODEL_KILL;
+	snprintf(where, sizeof(where), "export of event %llu", (unsigned long long)x->at->event);
+	if (x->o->exporter) {
+		if (!export_state(x->o->exporter, &c, s, why, sizeof(why)))
+			fail(x, where, why);
+		return true;
+	}
 	if (!check_state(&c, s, again ? &rec : NULL, why, sizeof(why))) {
 		snprintf(where, sizeof(where), "%s at event %llu%s%s",
 			 kind == MODEL_KILL ? "kill" : "power cut", (unsigned long long)x->at->event,
@@ -207,6 +213,8 @@ static bool wanted(const struct explorer *x, uint64_t k)
 
 	if (x->o->only_state >= 0)
 		return x->number == (uint64_t)x->o->only_state;
+	if (x->o->exporter)
+		return h * x->total / 1000000 < budget;
 	/* Right after an answer is when a promise counts most; nothing and all are the plainest states. */
 	if (k < 2 && x->answered)
 		return true;
@@ -344,6 +352,12 @@ void explore(struct crash_host *host, uint64_t w, const struct explore_opts *o, 
 	signal(SIGSEGV, on_abort);
 	x->run = crash_need(calloc(1, sizeof(*x->run)));
 	workload_plan(o->seed, w, x->run, &cfg, x->plan, sizeof(x->plan));
+	if (o->exporter && !export_wants(cfg)) {
+		current = NULL;
+		free(x->run);
+		free(x);
+		return;
+	}
 	if (o->verbose)
 		printf("workload %llu: %s\n", (unsigned long long)w, x->plan);
 	workload_run(host, x->run, cfg, crash_mix(o->seed + w));

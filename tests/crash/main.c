@@ -2,12 +2,13 @@
  * crashtest: records what the real device does with a disk, cuts the power or kills the process at every
  * moment, and checks what is left.
  *
- *   crashtest [--states N] [--minutes M] [--seed S] [--from W] [--workload W [--state K]] [--engine-mutants]
- * [--until-red]
+ *   crashtest [--states N | --minutes M] [--seed S] [--from W] [--workload W [--state K]] [--until-red]
+ *   crashtest --mutants                 false logs, then false sources (tests/crash/run-mutants): all are
+ * found crashtest --export DIR [--states N] writes states for other programs to read (export.c)
  *
- * The last line is "crash: N states, N workloads, N failures"; a failure's line begins with the command that
- * shows it alone. Exit 0: no failures. The mutants of the source are tests/crash/run-mutants' work; those of
- * the log are --engine-mutants.
+ * The last line is "crash: N states, N workloads, N failures"; before it stands what was covered. A failure's
+ * line begins with the command that shows it alone. Exit 0: no failures, and a run of 100,000 states or more
+ * that begins with workload 0 has seen every sequence and every directed workload.
  */
 #include "blkd/clock.h"
 #include "blkd/log.h"
@@ -23,7 +24,10 @@ struct options {
 	uint64_t states, minutes, from;
 	int64_t workload;
 	bool engine_mutants, until_red;
+	const char *export_dir;
 };
+
+#define WHOLE_ROUND_STATES 100000u /* so many are promised to cover a round but for its random part */
 
 static bool parse(int argc, char **argv, struct options *o)
 {
@@ -31,7 +35,7 @@ static bool parse(int argc, char **argv, struct options *o)
 	    {"states", 1, NULL, 'n'},	  {"minutes", 1, NULL, 'm'},  {"seed", 1, NULL, 's'},
 	    {"from", 1, NULL, 'f'},	  {"workload", 1, NULL, 'w'}, {"state", 1, NULL, 'k'},
 	    {"budget", 1, NULL, 'b'},	  {"mutants", 0, NULL, 'M'},  {"until-red", 0, NULL, 'r'},
-	    {"log-mutant", 1, NULL, 'l'}, {NULL, 0, NULL, 0},
+	    {"log-mutant", 1, NULL, 'l'}, {"export", 1, NULL, 'e'},   {NULL, 0, NULL, 0},
 	};
 	int c;
 
@@ -74,6 +78,10 @@ static bool parse(int argc, char **argv, struct options *o)
 			break;
 		case 'l':
 			o->x.mutant = (int)v;
+			break;
+		case 'e':
+			o->export_dir = optarg;
+			o->x.budget = 3;
 			break;
 		default:
 			return false;
@@ -126,18 +134,71 @@ static int log_mutants(struct crash_host *host, struct options *o)
 	return green ? 1 : 0;
 }
 
-int main(int argc, char **argv)
+/* Workloads [from, next) were done: which of a round's? Returns whether none of its fixed part is missing. */
+static bool tell_coverage(uint64_t from, uint64_t next)
+{
+	uint64_t first = from % ROUND_WORKLOADS, done = next - from, directed = 0, sequences = 0, random = 0;
+
+	for (uint64_t k = 0; k < ROUND_WORKLOADS; k++) {
+		uint64_t times =
+		    (done + (ROUND_WORKLOADS - 1 - (k + ROUND_WORKLOADS - first) % ROUND_WORKLOADS)) /
+		    ROUND_WORKLOADS;
+
+		if (k < N_DIRECTED)
+			directed += times > 0;
+		else if (k < N_DIRECTED + N_SEQUENCES)
+			sequences += times > 0;
+		else
+			random += times;
+	}
+	printf("crash: coverage: %llu of %u sequences of up to 3 operations, %llu of %u directed workloads, "
+	       "%llu random "
+	       "ones\n",
+	       (unsigned long long)sequences, N_SEQUENCES, (unsigned long long)directed, N_DIRECTED,
+	       (unsigned long long)random);
+	return directed == N_DIRECTED && sequences == N_SEQUENCES;
+}
+
+static int run(struct crash_host *host, struct options *o)
 {
 	struct explore_result res = {0};
+	uint64_t next = 0;
+	bool covered = true;
+
+	if (o->export_dir)
+		o->x.exporter = export_begin(o->export_dir);
+	if (o->workload >= 0)
+		explore(host, (uint64_t)o->workload, &o->x, &res);
+	else
+		search(host, o, &res, &next);
+	if (o->x.exporter)
+		export_end(o->x.exporter);
+	if (res.failures)
+		printf("first failure: %s\n", res.first);
+	if (o->workload < 0)
+		covered = tell_coverage(o->from, next);
+	/* A search that stopped at a failure has not promised anything. */
+	covered |= o->from || o->minutes || o->states < WHOLE_ROUND_STATES || res.failures;
+	if (!covered)
+		printf("crash: %llu states are too few for a round: coverage is incomplete\n",
+		       (unsigned long long)res.states);
+	printf("crash: next workload %llu, %llu kills, %llu cut in recovery\n", (unsigned long long)next,
+	       (unsigned long long)res.kills, (unsigned long long)res.nested);
+	printf("crash: %llu states, %llu workloads, %llu failures\n", (unsigned long long)res.states,
+	       (unsigned long long)res.workloads, (unsigned long long)res.failures);
+	return res.failures || !covered ? 1 : 0;
+}
+
+int main(int argc, char **argv)
+{
 	struct crash_host host;
 	struct options o;
-	uint64_t next = 0;
 	int rc;
 
 	if (!parse(argc, argv, &o)) {
 		fprintf(stderr, "usage: crashtest [--states N | --minutes M] [--seed S] [--from W] "
 				"[--workload W [--state K]] [--budget N] "
-				"[--until-red] [--mutants]\n");
+				"[--until-red] [--mutants] [--export DIR]\n");
 		return 2;
 	}
 	log_set_level(LOG_ERROR);
@@ -152,16 +213,7 @@ int main(int argc, char **argv)
 			execlp("bash", "bash", "tests/crash/run-mutants", (char *)NULL);
 		return rc ? rc : 2;
 	}
-	if (o.workload >= 0)
-		explore(&host, (uint64_t)o.workload, &o.x, &res);
-	else
-		search(&host, &o, &res, &next);
+	rc = run(&host, &o);
 	host_free(&host);
-	if (res.failures)
-		printf("first failure: %s\n", res.first);
-	printf("crash: next workload %llu, %llu kills, %llu cut in recovery\n", (unsigned long long)next,
-	       (unsigned long long)res.kills, (unsigned long long)res.nested);
-	printf("crash: %llu states, %llu workloads, %llu failures\n", (unsigned long long)res.states,
-	       (unsigned long long)res.workloads, (unsigned long long)res.failures);
-	return res.failures ? 1 : 0;
+	return rc;
 }

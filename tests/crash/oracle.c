@@ -34,7 +34,7 @@ struct oracle {
 	unsigned n_marks;
 	unsigned submitted_at[MAX_REQS]; /* mark number + 1 */
 	bool answered[MAX_REQS];
-	struct view *view[2];		 /* per enum model_kind and sector of the disk */
+	struct view *view[2]; /* per enum model_kind and sector of the disk */
 	uint64_t *sectors;
 	size_t n_sectors;
 	int *slot; /* per lba: index into view[], -1: not looked at */
@@ -228,9 +228,11 @@ bool oracle_ordered(const struct oracle *o, enum model_kind kind, const uint64_t
 	}
 	for (size_t i = 0; latest == (unsigned)barrier + 1 && i < o->n_sectors; i++)
 		if (!allowed_behind(&o->view[kind][i], word[i], (unsigned)barrier)) {
-			snprintf(why, n, "data of barrier %d is there, and sector %llu reads %#llx, older than what was "
-				 "answered before it", barrier, (unsigned long long)o->sectors[i],
-				 (unsigned long long)word[i]);
+			snprintf(
+			    why, n,
+			    "data of barrier %d is there, and sector %llu reads %#llx, older than what was "
+			    "answered before it",
+			    barrier, (unsigned long long)o->sectors[i], (unsigned long long)word[i]);
 			return false;
 		}
 	return true;

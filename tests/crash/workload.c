@@ -215,8 +215,12 @@ static void plan_verb(struct run *r, const struct tree_cfg *c, enum verb v, uint
 static bool fault_hits(void *ctx, const struct replay_rec *rec)
 {
 	struct run *r = ctx;
+	static const uint8_t zeros[512];
 	uint64_t word = 0;
 
+	if (r->fault_what == FAULT_ZEROING)
+		return !rec->sync && !rec->file && rec->op == IO_WRITE && rec->len_bytes == 512 &&
+		       rec->data && !memcmp(rec->data, zeros, 512);
 	if (rec->op == IO_WRITE && rec->data && rec->len_bytes >= 8)
 		memcpy(&word, rec->data, 8);
 	if (word >> 48 == 0xb10c)
@@ -270,6 +274,25 @@ static const unsigned barrier_verbs[N_BARRIERS / 9][5] = {
     {V_NEW, V_BARRIER, V_OVER, V_BARRIER, V_ZERO},
 };
 
+/* All slots but one are taken, two blocks go, and their slots are wanted at once for others, while their
+ * zeroing takes long: of the old owner nothing may shine through. */
+static void plan_reuse(struct run *r, const struct tree_cfg *c)
+{
+	static const unsigned last = 5, gone[2] = {4, 7};
+	uint64_t per_block = c->block_bytes / 512;
+
+	for (unsigned i = 0; i < c->n_blocks; i++)
+		if (!tree_block_allocated(i) && i != last)
+			push(r, BLK_WRITE, i * per_block, 8);
+	for (unsigned i = 0; i < 2; i++)
+		push(r, BLK_TRIM, gone[i] * per_block, per_block);
+	push(r, BLK_FLUSH, 0, 0);
+	push(r, BLK_WRITE, last * per_block, 8);
+	push(r, BLK_WRITE, gone[0] * per_block + 16, 8);
+	push(r, BLK_WRITE, gone[1] * per_block + 16, 8);
+	push(r, BLK_FLUSH, 0, 0);
+}
+
 /* The operations of number k of a round. Returns how many. */
 static unsigned pick_verbs(uint64_t k, uint64_t *rng, unsigned verbs[MAX_REQS])
 {
@@ -285,6 +308,9 @@ static unsigned pick_verbs(uint64_t k, uint64_t *rng, unsigned verbs[MAX_REQS])
 		return sizeof(barrier_verbs[0]) / sizeof(barrier_verbs[0][0]);
 	}
 	i -= N_BARRIERS;
+	if (i < N_REUSES)
+		return 0; /* plan_reuse() */
+	i -= N_REUSES;
 	if (i < VERBS) {
 		verbs[0] = i;
 		return 1;
@@ -341,16 +367,26 @@ void workload_plan(uint64_t seed, uint64_t w, struct run *r, const struct tree_c
 		r->fault.nth = 1 + (unsigned)(k / 9 % 3);
 		r->together = false;
 		same = true;
-	} else if (k < N_DIRECTED) {
+	} else if (k < N_REWRITES + N_BARRIERS) {
 		r->fault.nth = 0;
 		r->together = true;
 		same = false;
+	} else if (k < N_DIRECTED) {
+		r->fault_op = IO_WRITE;
+		r->fault_what = FAULT_ZEROING;
+		r->fault.kind = REPLAY_STUCK;
+		r->fault.delay_ns = 5000000;
+		r->fault.nth = 0; /* every one of them */
+		r->together = same = false;
+		plan_reuse(r, *cfg);
 	}
 	at = (size_t)snprintf(text, n, "%s%s%s", (*cfg)->name, r->together ? " at-once" : "",
 			      same ? " same-block" : "");
 	if (r->fault.nth)
 		at += (size_t)snprintf(text + at, n - at, " fault(op %d, number %u, kind %d)",
 				       (int)r->fault_op, r->fault.nth, (int)r->fault.kind);
+	else if (r->fault_what == FAULT_ZEROING)
+		at += (size_t)snprintf(text + at, n - at, " slots used again, slow zeroing");
 	at += (size_t)snprintf(text + at, n - at, ":");
 	for (unsigned i = 0; i < n_verbs; i++) {
 		plan_verb(r, *cfg, (enum verb)verbs[i], &rng, same);
@@ -610,7 +646,7 @@ void workload_run(struct crash_host *h, struct run *r, const struct tree_cfg *cf
 	g->host = h;
 	replay_bind(r->replay);
 	replay_on_event(r->replay, on_event, g);
-	if (r->fault.nth)
+	if (r->fault.nth || r->fault_what == FAULT_ZEROING)
 		replay_fault_add(r->replay, &r->fault);
 	if (guest_open(g) && guest_play(g, &rng))
 		add_point(g);
