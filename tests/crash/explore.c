@@ -137,7 +137,7 @@ static bool judge(struct explorer *x, enum model_kind kind, const struct journal
 {
 	struct check_ctx c = {
 	    .host = x->host, .run = x->run, .oracle = x->oracle, .kind = kind, .journal = j};
-	uint64_t h = crash_mix(x->number * 31 + x->o->seed);
+	uint64_t h = crash_mix(x->number * 31 + crash_mix(x->w + (x->o->seed << 32)));
 	bool again = level ? level < 3 && h % 3 == 0
 			   : x->o->only_state >= 0 || (x->o->nested_of && h % x->o->nested_of == 0);
 	struct recovery rec;
