@@ -127,7 +127,7 @@ lint: deps
 	@tests/lint/run
 bench: deps
 	@$(MAKE) --no-print-directory all
-	@bench/run $(B)
+	@bench/run $(B) --out bench/RESULTS.md
 
 format:
 	clang-format -i $$(git ls-files '*.c' '*.h')
