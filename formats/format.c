@@ -138,8 +138,12 @@ void uuid_text(const unsigned char uuid[16], char out[37])
 int path_beside(const char *child, const char *name, char *out, size_t room_bytes)
 {
 	const char *slash = strrchr(child, '/');
-	int dir = name[0] == '/' || !slash ? 0 : (int)(slash - child + 1);
-	int n = snprintf(out, room_bytes, "%.*s%s", dir, child, name);
+	int dir = name[0] == '/' || !slash ? 0 : (int)(slash - child + 1), n;
+
+	/* "./a.vhd" is how it is stored: without this a path would grow with each level of a chain. */
+	while (name[0] == '.' && name[1] == '/' && name[2] && name[2] != '/')
+		name += 2;
+	n = snprintf(out, room_bytes, "%.*s%s", dir, child, name);
 
 	return n < 0 || (size_t)n >= room_bytes ? -ENAMETOOLONG : 0;
 }
