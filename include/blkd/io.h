@@ -72,8 +72,8 @@ struct io_engine_ops {
 	void (*destroy)(struct io_engine *);
 	int (*file_add)(struct io_engine *, struct backing *, struct io_file *);
 	void (*file_del)(struct io_engine *, struct io_file *); /* no operation on it is in flight */
-	/* 0: queued, will be submitted by the next turn() at the latest; -EBUSY: depth reached, an ordinary answer: reap
-	 * first. */
+	/* 0: queued, will be submitted by the next turn() at the latest; -EBUSY: depth reached, an ordinary
+	 * answer: reap first. */
 	int (*queue)(struct io_engine *, struct io *);
 	void (*poll_arm)(struct io_engine *, struct io_poll *);
 	void (*poll_disarm)(
